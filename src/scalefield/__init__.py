@@ -1,0 +1,30 @@
+"""scalefield: solvable models of neural scaling laws with feature learning.
+
+Exact dynamical mean-field theory and stochastic simulation of the model of Bordelon, Atanasov & Pehlevan,
+"How Feature Learning Can Improve Neural Scaling Laws" (arXiv:2409.17858).
+"""
+
+from importlib.metadata import version as _version
+
+from scalefield import datasets, errors, plot
+from scalefield.dmft import DMFTSolution, solve_dmft
+from scalefield.model import Model
+from scalefield.quadrature import SpectralNodes
+from scalefield.simulation import Simulation, simulate
+from scalefield.spectrum import PowerLawSpectrum, Spectrum
+
+__all__ = [
+    "DMFTSolution",
+    "Model",
+    "PowerLawSpectrum",
+    "Simulation",
+    "SpectralNodes",
+    "Spectrum",
+    "datasets",
+    "errors",
+    "plot",
+    "simulate",
+    "solve_dmft",
+]
+
+__version__ = _version("scalefield")

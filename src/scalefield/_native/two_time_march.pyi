@@ -1,0 +1,32 @@
+from numpy.typing import NDArray
+import numpy as np
+
+BLOCK: int
+
+def chunk_count(n_modes: int) -> int: ...
+
+class TwoTimeMarch:
+    def __init__(
+        self,
+        arrays: dict[str, NDArray[np.float64]],
+        workspace: dict[str, NDArray[np.float64]],
+        *,
+        eigenvalue: NDArray[np.float64],
+        mode_weight: NDArray[np.float64],
+        source_eigenvalue: NDArray[np.float64],
+        source_power: NDArray[np.float64],
+        learning_rate: float,
+        gamma: float,
+        inverse_width: float,
+        inverse_batch: float,
+        noise_power: float,
+        largest_loss: float,
+        n_workers: int,
+    ) -> None: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def diverged(self) -> bool: ...
+    def stop(self) -> None: ...
+    def abandon(self) -> None: ...
+    def march(self, worker: int) -> None: ...

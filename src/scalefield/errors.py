@@ -1,0 +1,67 @@
+"""Exceptions and warnings raised by scalefield.
+
+Wrong arguments raise the built-in `ValueError` or `TypeError`; the classes here mark what can go wrong
+with correct arguments, and carry the work that was finished before it did.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = [
+    "DivergenceError",
+    "InsufficientMemoryError",
+    "Interrupted",
+    "ScalefieldError",
+    "SpectrumFileError",
+    "StabilityWarning",
+]
+
+
+class ScalefieldError(Exception):
+    """Base class of the package's own exceptions."""
+
+
+class DivergenceError(ScalefieldError, ArithmeticError):
+    """A learning curve left the finite range.
+
+    Attributes
+    ----------
+    step : int
+        First step whose loss is not finite (or exceeds the divergence threshold).
+    partial : DMFTSolution or Simulation or None
+        What was computed before that step.
+    """
+
+    def __init__(self, message: str, step: int, partial: Any = None) -> None:
+        super().__init__(message)
+        self.step = step
+        self.partial = partial
+
+
+class InsufficientMemoryError(ScalefieldError, MemoryError):
+    """The request needs more memory than is available; nothing was allocated."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during a long computation, with what was finished by then.
+
+    A `KeyboardInterrupt`, so code that does not know of it behaves as usual.
+
+    Attributes
+    ----------
+    partial : DMFTSolution or Simulation or None
+        What was computed before the interruption.
+    """
+
+    def __init__(self, message: str, partial: Any = None) -> None:
+        super().__init__(message)
+        self.partial = partial
+
+
+class SpectrumFileError(ScalefieldError, ValueError):
+    """A spectrum file cannot be read; the message names the file, row and column."""
+
+
+class StabilityWarning(UserWarning):
+    """The learning rate exceeds the stability bound of the lazy dynamics."""

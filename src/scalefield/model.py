@@ -1,0 +1,203 @@
+"""Models: what learns a task, and how (theory section 1)."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from scipy.optimize import brentq
+
+from scalefield._validate import as_count, as_float
+from scalefield.errors import StabilityWarning
+from scalefield.quadrature import SpectralNodes
+from scalefield.spectrum import Task
+
+__all__ = ["Model"]
+
+
+@dataclass(frozen=True)
+class Model:
+    r"""A two-layer linear network on N random features of a task, trained by projected SGD.
+
+    .. math::
+        f = \tfrac{1}{N} w^T A \psi, \qquad
+        w(t+1) = w(t) + \eta A(t) v_1(t), \qquad
+        A(t+1) = A(t) + \eta\gamma\, w(t) \Big[\tfrac{1}{N} A(0)^T A(0) v_1(t)\Big]^T
+
+    with v_1 = (1/B) sum_b psi_b (psi_b . v_0 + sigma eps_b) on a fresh batch each step, v_0 = w* - A^T w/N,
+    A(0) standard normal and w(0) = 0. The test loss is L = sum_k lambda_k v_0k^2.
+
+    Parameters
+    ----------
+    spectrum : PowerLawSpectrum or Spectrum
+        The task.
+    width : int or inf
+        N, the number of features (default inf). Inf and whole numbers.
+    gamma : float
+        Richness gamma >= 0; 0 (default) is the lazy, random-feature limit.
+    learning_rate : float
+        eta > 0.
+    batch_size : int or inf
+        B, fresh samples a step; inf (default) is population gradient descent.
+    label_noise : float
+        Standard deviation sigma >= 0 of the noise on the labels (default 0).
+
+    Raises
+    ------
+    TypeError
+        If an argument has the wrong type.
+    ValueError
+        If an argument is out of its range.
+
+    References
+    ----------
+    Bordelon, Atanasov & Pehlevan, arXiv:2409.17858, Eqs. 2-5.
+
+    Examples
+    --------
+    >>> import scalefield as sf
+    >>> model = sf.Model(sf.PowerLawSpectrum(1.5, 0.5), width=64, gamma=1.0, batch_size=32)
+    >>> model.width, model.is_rich
+    (64, True)
+    """
+
+    spectrum: Task
+    width: float = math.inf
+    gamma: float = 0.0
+    learning_rate: float = 0.1
+    batch_size: float = math.inf
+    label_noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.spectrum, Task):
+            raise TypeError(
+                "spectrum must be a PowerLawSpectrum or a Spectrum, "
+                f"got {self.spectrum!r} of type {type(self.spectrum).__name__}"
+            )
+        positive = {"minimum": 0.0, "exclusive": True}
+        object.__setattr__(self, "width", _as_size("width", self.width))
+        object.__setattr__(self, "gamma", as_float("gamma", self.gamma, minimum=0.0))
+        object.__setattr__(self, "learning_rate", as_float("learning_rate", self.learning_rate, **positive))
+        object.__setattr__(self, "batch_size", _as_size("batch_size", self.batch_size))
+        object.__setattr__(self, "label_noise", as_float("label_noise", self.label_noise, minimum=0.0))
+
+    @property
+    def is_rich(self) -> bool:
+        """Whether features are learned (gamma > 0)."""
+        return self.gamma > 0.0
+
+    @property
+    def inverse_width(self) -> float:
+        """1/N, 0 at infinite width."""
+        return 0.0 if math.isinf(self.width) else 1.0 / self.width
+
+    @property
+    def inverse_batch_size(self) -> float:
+        """1/B, 0 for the population gradient."""
+        return 0.0 if math.isinf(self.batch_size) else 1.0 / self.batch_size
+
+    @cached_property
+    def stability_bound(self) -> float:
+        r"""Largest stable learning rate of the lazy dynamics.
+
+        Below it the mean-field loss of the lazy model stays bounded. With D(kappa) = sum_k lambda_k/(kappa -
+        lambda_k) on kappa > lambda_1, and kappa the larger of the solution of D(kappa) = B and the minimiser
+        of kappa (1 + D(kappa)/N),
+
+        .. math:: \eta_{max} = 2 / [\kappa (1 + D(\kappa)/N)] .
+
+        The minimiser is the upper edge of the spectrum of Lambda^{1/2} A(0)^T A(0) Lambda^{1/2}/N
+        (eta s_max < 2); D = B is where the SGD noise of one step feeds as much loss into the next ones
+        as it took. Feature learning raises the kernel's scale, so for gamma > 0 the true bound is lower.
+        Derived from theory section 6 (lazy SGD formula and the explicit kappa parametrisation).
+        """
+        return _lazy_stability_bound(
+            self.spectrum.quadrature(), self.inverse_width, self.inverse_batch_size
+        )
+
+    @property
+    def largest_loss(self) -> float:
+        """A test loss beyond this counts as having left the finite range: 1e12 times the scale of the task."""
+        scale = self.spectrum.quadrature(rtol=1e-3).total_target_power + self.label_noise**2
+        return 1e12 * (scale if scale > 0.0 else 1.0)
+
+    def replace(self, **changes: Any) -> Model:
+        """Return a copy with some parameters changed."""
+        return replace(self, **changes)
+
+    def warn_if_unstable(self) -> None:
+        """Warn with `StabilityWarning` if the learning rate is beyond `stability_bound`."""
+        if self.learning_rate > self.stability_bound:
+            warnings.warn(
+                f"learning_rate {self.learning_rate:g} is beyond the stability bound "
+                f"{self.stability_bound:.6g} of the lazy dynamics: the loss will diverge",
+                StabilityWarning,
+                stacklevel=3,
+            )
+
+    def summary(self) -> str:
+        """One line with the training parameters, for the representations of results."""
+        noise = f", label noise {self.label_noise:g}" if self.label_noise else ""
+        return (
+            f"width {self.width:g}, gamma {self.gamma:g}, learning rate {self.learning_rate:g}, "
+            f"batch {self.batch_size:g}{noise}"
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Return plain values from which `from_description` makes an equal model."""
+        return {
+            "spectrum": self.spectrum.describe(),
+            "width": self.width,
+            "gamma": self.gamma,
+            "learning_rate": self.learning_rate,
+            "batch_size": self.batch_size,
+            "label_noise": self.label_noise,
+        }
+
+    @classmethod
+    def from_description(cls, description: dict[str, Any]) -> Model:
+        """Inverse of `describe`."""
+        settings = dict(description)
+        return cls(spectrum=Task.from_description(settings.pop("spectrum")), **settings)
+
+
+def _as_size(name: str, value: Any) -> float:
+    """Return a positive integer as int, or inf."""
+    if isinstance(value, (float, np.floating)) and math.isinf(value) and value > 0:
+        return math.inf
+    return as_count(name, value)
+
+
+def _lazy_stability_bound(nodes: SpectralNodes, inverse_width: float, inverse_batch_size: float) -> float:
+    eigenvalues, weights = nodes.eigenvalues, nodes.weights
+    top = float(eigenvalues.max())
+
+    def degrees(kappa: float) -> float:
+        return float(weights @ (eigenvalues / (kappa - eigenvalues)))
+
+    def slope(kappa: float) -> float:
+        # d/dkappa [ kappa (1 + D/N) ] = 1 - (1/N) sum_k lambda_k^2/(kappa - lambda_k)^2
+        return 1.0 - inverse_width * float(weights @ (eigenvalues / (kappa - eigenvalues)) ** 2)
+
+    # Both conditions are monotone in kappa on (lambda_1, inf); work with x = kappa/lambda_1 - 1.
+    def root(function: Any) -> float:
+        low, high = 1e-14, 1.0
+        while function(top * (1.0 + high)) < 0.0:
+            high *= 2.0
+        if function(top * (1.0 + low)) >= 0.0:
+            return top
+        x = brentq(lambda u: function(top * (1.0 + math.exp(u))), math.log(low), math.log(high), xtol=1e-13)
+        return top * (1.0 + math.exp(x))
+
+    kappa = top
+    if inverse_width > 0.0:
+        kappa = root(slope)
+    if inverse_batch_size > 0.0:
+        kappa = max(kappa, root(lambda value: 1.0 - inverse_batch_size * degrees(value)))
+    if kappa == top:
+        return 2.0 / top
+    return 2.0 / (kappa * (1.0 + inverse_width * degrees(kappa)))

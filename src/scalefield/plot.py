@@ -1,0 +1,1 @@
+"""Pictures of learning curves; matplotlib is imported on first use."""

@@ -1,0 +1,323 @@
+"""Sums over modes as a few hundred nodes (theory section 5).
+
+Every sum over the modes of a spectrum has the form ``sum_k f(lambda_k, lambda_k w*_k^2)`` with
+``f(lambda, p) = lambda h(lambda) + p g(lambda)`` and g, h smooth on the scale of lambda itself. Three tools
+follow from that:
+
+* `power_law_nodes`: power laws of any length, also infinite, as exact leading modes, discrete Gauss sums on
+  geometric blocks of integers, and a Gauss rule in lambda for the tail;
+* `exact_nodes`: an explicit list of modes, summed as it stands;
+* `merge`: fewer nodes for one positive measure, when the resolution needed is known (the solver's step).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import eigh_tridiagonal
+from scipy.special import zeta
+
+from scalefield._validate import as_float, as_vector
+
+__all__ = ["SpectralNodes", "exact_nodes", "merge", "power_law_nodes"]
+
+Array = NDArray[np.float64]
+
+_EXACT_MODES = 32
+# The tail beyond the last block is discretised on octaves up to this mode before it is compressed.
+_LAST_TAIL_MODE = 1e60
+
+
+@dataclass(frozen=True, eq=False)
+class SpectralNodes:
+    r"""Nodes and weights that stand for all modes of a spectrum.
+
+    .. math:: \sum_k f(\lambda_k, \lambda_k w_k^{*2}) \approx \sum_q c_q f(\lambda_q, p_q)
+
+    for f(lambda, p) = lambda h(lambda) + p g(lambda) with g, h smooth in log(lambda).
+
+    Attributes
+    ----------
+    eigenvalues : ndarray of float64, shape (Q,)
+        Positive node eigenvalues lambda_q, decreasing.
+    target_power : ndarray of float64, shape (Q,)
+        p_q, the value of lambda w*^2 at the node.
+    weights : ndarray of float64, shape (Q,)
+        c_q > 0, the number of modes the node stands for (not an integer in general).
+    error : float
+        Error of the sums relative to sum |f|, as requested; 0 when every mode is its own node.
+    horizon : float
+        Largest tau for which functions of lambda * tau are resolved to `error`.
+    """
+
+    eigenvalues: Array
+    target_power: Array
+    weights: Array
+    error: float = 0.0
+    horizon: float = math.inf
+
+    def __post_init__(self) -> None:
+        eigenvalues = as_vector("eigenvalues", self.eigenvalues, minimum=0.0)
+        target_power = as_vector("target_power", self.target_power, minimum=0.0)
+        weights = as_vector("weights", self.weights, minimum=0.0)
+        if not eigenvalues.shape == target_power.shape == weights.shape:
+            raise ValueError(
+                "eigenvalues, target_power and weights must have one shape, got "
+                f"{eigenvalues.shape}, {target_power.shape} and {weights.shape}"
+            )
+        for name, array in (("eigenvalues", eigenvalues), ("target_power", target_power), ("weights", weights)):
+            array.setflags(write=False)
+            object.__setattr__(self, name, array)
+
+    def __len__(self) -> int:
+        return len(self.eigenvalues)
+
+    def __repr__(self) -> str:
+        return (
+            f"SpectralNodes({len(self)} nodes, eigenvalues {self.eigenvalues.min():.3g} to "
+            f"{self.eigenvalues.max():.3g}, error {self.error:.1g}, horizon {self.horizon:.3g})"
+        )
+
+    @property
+    def trace(self) -> float:
+        """sum_k lambda_k."""
+        return float(self.weights @ self.eigenvalues)
+
+    @property
+    def total_target_power(self) -> float:
+        """sum_k lambda_k w*_k^2, the loss before training."""
+        return float(self.weights @ self.target_power)
+
+
+def exact_nodes(eigenvalues: Array, target_power: Array) -> SpectralNodes:
+    """Return one node of weight 1 per mode; modes with lambda = 0 contribute nothing and are left out."""
+    positive = eigenvalues > 0.0
+    return SpectralNodes(eigenvalues[positive], target_power[positive], np.ones(int(positive.sum())))
+
+
+def power_law_nodes(
+    alpha: float, beta: float, n_modes: int | None, rtol: float, horizon: float
+) -> SpectralNodes:
+    r"""Return nodes for lambda_k = k^-alpha, lambda_k w*_k^2 = k^-(alpha beta + 1).
+
+    Modes 1..32 are kept. Beyond, the integers are cut into geometric blocks with a discrete Gauss sum each,
+    down to lambda = 1/horizon; what lies below is unlearned within the horizon, so functions of
+    lambda * tau are nearly polynomials there and one Gauss rule in lambda serves the whole tail.
+
+    Parameters
+    ----------
+    alpha, beta : float
+        Capacity and source exponents.
+    n_modes : int or None
+        Number of modes; None for infinitely many.
+    rtol : float
+        Accuracy of the sums, relative to the sum of absolute values.
+    horizon : float
+        Largest tau to be resolved (dimensionless: learning rate x steps x kernel scale).
+
+    Notes
+    -----
+    Cost O(log(horizon) log(1/rtol)); 100-400 nodes at the defaults. Theory section 5.
+    """
+    digits = -math.log10(rtol)
+    # A block over which lambda changes by at most a factor 4 converges like 6^(-2n) for e^(-lambda tau).
+    ratio = min(2.0, 4.0 ** (1.0 / alpha))
+    n_block = math.ceil(0.7 * digits + 2.5)
+    n_tail = math.ceil(0.5 * digits + 3.0)
+    last = math.inf if n_modes is None else float(n_modes)
+    learned = min(max(float(_EXACT_MODES), math.ceil(horizon ** (1.0 / alpha))), last)
+
+    k_parts = [np.arange(1.0, min(_EXACT_MODES, last) + 1.0)]
+    c_parts = [np.ones_like(k_parts[0])]
+    start = float(_EXACT_MODES + 1)
+    while start <= learned:
+        stop = min(max(start + 1.0, math.floor(start * ratio)), last + 1.0)
+        k, c = _discrete_gauss(start, stop - start, n_block)
+        k_parts.append(k)
+        c_parts.append(c)
+        start = stop
+    k, c = np.concatenate(k_parts), np.concatenate(c_parts)
+    eigenvalues, power = k**-alpha, k ** -(alpha * beta + 1.0)
+
+    if start <= last:
+        tail_lambda, tail_power, tail_weight = _power_law_tail(alpha, beta, start, last, n_block, n_tail)
+        eigenvalues = np.concatenate([eigenvalues, tail_lambda])
+        power = np.concatenate([power, tail_power])
+        c = np.concatenate([c, tail_weight])
+    return SpectralNodes(eigenvalues, power, c, error=rtol, horizon=horizon)
+
+
+def merge(x: Array, mass: Array, horizon: float, rtol: float) -> tuple[Array, Array, float]:
+    r"""Replace a positive measure on x > 0 by one with fewer nodes that acts alike up to `horizon`.
+
+    .. math:: \sum_q m_q f(x_q \tau) \approx \sum_j m'_j f(x'_j \tau), \qquad 0 \le \tau \le horizon
+
+    for smooth f. The range of x is cut at 8/horizon, 16/horizon, ...; each group of more than n nodes is
+    replaced by its n-point Gauss rule, with the smallest n whose error over a family of test functions
+    (exponentials and their products with x tau, at log-spaced tau) is below rtol times the total mass.
+    Groups of few nodes, such as leading modes, are kept as they are.
+
+    Parameters
+    ----------
+    x, mass : ndarray, shape (Q,)
+        Nodes and masses, both positive.
+    horizon : float
+        Largest tau.
+    rtol : float
+        Error relative to the total mass.
+
+    Returns
+    -------
+    x, mass : ndarray
+        The merged measure, x decreasing, masses positive.
+    error : float
+        Largest measured error over the test functions relative to the total mass; 0 if nothing was merged.
+    """
+    order = np.argsort(-x, kind="stable")
+    x, mass = x[order], mass[order]
+    total = float(mass.sum())
+    tau = np.geomspace(1e-3 * horizon, 2.0 * horizon, 48)
+    kept_x: list[Array] = []
+    kept_mass: list[Array] = []
+    # Errors of the groups add up in the worst case, function by function.
+    error = np.zeros((2, tau.size))
+    group = np.maximum(np.floor(np.log2(np.maximum(x * horizon, 1e-300) / 8.0)), -1.0)
+    for members in np.split(np.arange(x.size), np.flatnonzero(np.diff(group)) + 1):
+        group_x, group_mass = x[members], mass[members]
+        exact = _test_sums(group_x, group_mass, tau)
+        # Twenty groups at most carry weight: a fraction of rtol each keeps the sum below rtol.
+        for n in range(4, 40):
+            if n >= members.size:
+                break
+            new_x, new_mass = _gauss_rule(group_x, group_mass, n)
+            deviation = np.abs(_test_sums(new_x, new_mass, tau) - exact)
+            if deviation.max() <= 0.1 * rtol * total:
+                group_x, group_mass = new_x, new_mass
+                error += deviation
+                break
+        kept_x.append(group_x)
+        kept_mass.append(group_mass)
+    return np.concatenate(kept_x), np.concatenate(kept_mass), float(error.max()) / total
+
+
+def _test_sums(x: Array, mass: Array, tau: Array) -> Array:
+    """sum_q m_q e^(-x_q tau) and sum_q m_q x_q tau e^(-x_q tau), shape (2, len(tau))."""
+    sums = np.zeros((2, tau.size))
+    for start in range(0, x.size, 65536):
+        part = slice(start, start + 65536)
+        argument = np.multiply.outer(tau, x[part])
+        decay = np.exp(-argument)
+        sums[0] += decay @ mass[part]
+        sums[1] += (argument * decay) @ mass[part]
+    return sums
+
+
+def _discrete_gauss(start: float, length: float, n: int) -> tuple[Array, Array]:
+    """n-point Gauss rule for sum_{k=start}^{start+length-1} f(k), exact for degree 2n-1.
+
+    The orthogonal polynomials on equally spaced points are the discrete Chebyshev (Gram) polynomials, with
+    recurrence coefficient b_j = j^2 (length^2 - j^2) / (4 (4 j^2 - 1)) and centre (length - 1)/2; for a
+    long block they turn into Legendre polynomials.
+    """
+    if length <= n:
+        return start + np.arange(length), np.ones(int(length))
+    j = np.arange(1.0, n)
+    off = 0.5 * j * np.sqrt((1.0 - (j / length) ** 2) / (4.0 * j * j - 1.0))
+    nodes, vectors = eigh_tridiagonal(np.zeros(n), off)
+    return start + 0.5 * (length - 1.0) + length * nodes, length * vectors[0] ** 2
+
+
+def _power_law_tail(
+    alpha: float, beta: float, start: float, last: float, n_block: int, n_tail: int
+) -> tuple[Array, Array, Array]:
+    """Gauss rule in lambda for the modes start..last: (eigenvalues, target_power, weights)."""
+    k_parts, c_parts = [], []
+    k_start = start
+    while k_start <= min(last, _LAST_TAIL_MODE):
+        k_stop = min(math.floor(2.0 * k_start), last + 1.0)
+        k, c = _discrete_gauss(k_start, k_stop - k_start, n_block)
+        k_parts.append(k)
+        c_parts.append(c)
+        k_start = k_stop
+    k, c = np.concatenate(k_parts), np.concatenate(c_parts)
+    mode_mass, source_mass = c * k**-alpha, c * k ** -(alpha * beta + 1.0)
+    if last == math.inf:
+        # Beyond, lambda is 0 to rounding: two closed sums, put at the last lambda.
+        k = np.append(k, k_start)
+        mode_mass = np.append(mode_mass, zeta(alpha, k_start))
+        source_mass = np.append(source_mass, zeta(alpha * beta + 1.0, k_start))
+    x = k**-alpha
+    if x.size <= n_tail:
+        return x, source_mass * x / mode_mass, mode_mass / x
+    # The nodes are Gauss nodes of the mode measure (lambda); the source measure gets the weights that are
+    # exact for degree n-1 on them, or, where these are not positive, the Gauss rule of its own.
+    nodes, mode_weight = _gauss_rule(x, mode_mass, n_tail)
+    source_weight = _interpolatory_weights(x, mode_mass, source_mass, nodes, mode_weight)
+    if (source_weight >= 0.0).all():
+        return nodes, source_weight * nodes / mode_weight, mode_weight / nodes
+    source_nodes, source_weight = _gauss_rule(x, source_mass, n_tail)
+    # A source node must not count as a mode: its weight is as small as rounding allows.
+    weight = np.full(n_tail, np.finfo(float).eps * mode_weight.sum() / source_nodes.max())
+    return (
+        np.concatenate([nodes, source_nodes]),
+        np.concatenate([np.zeros(n_tail), source_weight / weight]),
+        np.concatenate([mode_weight / nodes, weight]),
+    )
+
+
+def _lanczos(x: Array, mass: Array, n: int) -> tuple[Array, Array, Array]:
+    """Recurrence coefficients and orthonormal polynomials (times sqrt(mass)) of a discrete measure.
+
+    Lanczos with full reorthogonalisation, which keeps the rule exact to rounding. x is scaled to [0, 1].
+    """
+    basis = np.empty((n, x.size))
+    diagonal, off = np.empty(n), np.empty(n - 1)
+    vector = np.sqrt(mass)
+    vector /= np.linalg.norm(vector)
+    for j in range(n):
+        basis[j] = vector
+        vector = x * vector
+        diagonal[j] = basis[j] @ vector
+        for _ in range(2):
+            vector -= (basis[: j + 1] @ vector) @ basis[: j + 1]
+        if j < n - 1:
+            off[j] = np.linalg.norm(vector)
+            vector = vector / off[j]
+    return diagonal, off, basis
+
+
+def _gauss_rule(x: Array, mass: Array, n: int) -> tuple[Array, Array]:
+    """n-point Gauss rule of a discrete positive measure, by decreasing node."""
+    scale = x.max()
+    diagonal, off, _ = _lanczos(x / scale, mass, n)
+    nodes, vectors = eigh_tridiagonal(diagonal, off)
+    return (scale * nodes)[::-1], (mass.sum() * vectors[0] ** 2)[::-1]
+
+
+def _interpolatory_weights(x: Array, mass: Array, other_mass: Array, nodes: Array, weight: Array) -> Array:
+    """Weights for `other_mass` on the Gauss `nodes` of `mass`, exact up to degree n-1.
+
+    sum_q other_q f(x_q) = sum_j v_j f(X_j) with v_j = weight_j sum_i p_i(X_j) sum_q other_q p_i(x_q), p_i
+    the polynomials orthonormal under `mass`.
+    """
+    n, scale = nodes.size, x.max()
+    diagonal, off, basis = _lanczos(x / scale, mass, n)
+    moments = basis @ (other_mass / np.sqrt(mass))
+    values = np.zeros((n, n))
+    values[0] = 1.0 / math.sqrt(mass.sum())
+    for i in range(n - 1):
+        previous = off[i - 1] * values[i - 1] if i else 0.0
+        values[i + 1] = ((nodes / scale - diagonal[i]) * values[i] - previous) / off[i]
+    result: Array = weight * (moments @ values)
+    return result
+
+
+def check_quadrature_arguments(rtol: float, horizon: float) -> tuple[float, float]:
+    """Validate the two settings that every `quadrature` method takes."""
+    rtol = as_float("rtol", rtol, minimum=1e-13)
+    if rtol > 0.1:
+        raise ValueError(f"rtol must be at most 0.1, got {rtol!r}")
+    return rtol, as_float("horizon", horizon, minimum=1.0)

@@ -1,0 +1,387 @@
+"""Tasks: the eigenvalues of a kernel and the target's coefficients in its eigenbasis (theory section 1)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalefield._files import atomic_write
+from scalefield._validate import as_count, as_float, as_vector
+from scalefield.errors import SpectrumFileError
+from scalefield.quadrature import SpectralNodes, check_quadrature_arguments, exact_nodes, power_law_nodes
+
+__all__ = ["PowerLawSpectrum", "Spectrum", "Task"]
+
+Array = NDArray[np.float64]
+
+_COLUMNS = ("eigenvalue", "target_coefficient")
+
+
+class Task(ABC):
+    """What is learned: modes with eigenvalues lambda_k and target coefficients w*_k.
+
+    The common base of `Spectrum` and `PowerLawSpectrum`; use those.
+    """
+
+    @property
+    @abstractmethod
+    def n_modes(self) -> int | None:
+        """Number of modes; None for infinitely many."""
+
+    @abstractmethod
+    def modes(self, start: int, stop: int) -> tuple[Array, Array]:
+        """Eigenvalues and target coefficients of modes start..stop-1, counted from 0, decreasing.
+
+        Raises
+        ------
+        ValueError
+            If not 0 <= start <= stop <= n_modes.
+        """
+
+    @abstractmethod
+    def quadrature(self, rtol: float = 1e-10, horizon: float = 1e12) -> SpectralNodes:
+        """Nodes for sums over all modes."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Return plain values from which `from_description` makes an equal object."""
+
+    @staticmethod
+    def from_description(description: dict[str, Any]) -> Task:
+        """Inverse of `describe`."""
+        settings = dict(description)
+        kind = settings.pop("kind")
+        if kind == "power law":
+            return PowerLawSpectrum(**settings)
+        if kind == "explicit":
+            return Spectrum(**settings)
+        raise ValueError(f"kind of spectrum must be 'power law' or 'explicit', got {kind!r}")
+
+    def _check_range(self, start: int, stop: int) -> None:
+        last = math.inf if self.n_modes is None else self.n_modes
+        if not 0 <= start <= stop <= last:
+            raise ValueError(f"start and stop must satisfy 0 <= start <= stop <= {last}, got {start}, {stop}")
+
+
+@dataclass(frozen=True)
+class PowerLawSpectrum(Task):
+    r"""Power-law task of capacity alpha and source beta.
+
+    .. math:: \lambda_k = k^{-\alpha}, \qquad \lambda_k w_k^{*2} = k^{-(\alpha\beta+1)}, \qquad k = 1, 2, \ldots
+
+    Tasks are hard for beta < 1 (target outside the RKHS), easy for 1 < beta < 2 - 1/alpha and super-easy
+    beyond.
+
+    Parameters
+    ----------
+    alpha : float
+        Capacity exponent, positive; greater than 1 for an infinite spectrum (trace class).
+    beta : float
+        Source exponent, positive.
+    n_modes : int, optional
+        Number of modes M; None (default) for infinitely many.
+
+    Raises
+    ------
+    ValueError
+        For alpha <= 0, beta <= 0, n_modes < 1, or alpha <= 1 with an infinite spectrum.
+
+    References
+    ----------
+    Bordelon, Atanasov & Pehlevan, arXiv:2409.17858, Eq. 6.
+
+    Examples
+    --------
+    >>> import scalefield as sf
+    >>> spectrum = sf.PowerLawSpectrum(alpha=2.0, beta=0.5, n_modes=3)
+    >>> spectrum.modes(0, 3)[0]
+    array([1.        , 0.25      , 0.11111111])
+    """
+
+    alpha: float
+    beta: float
+    n_modes: int | None = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "alpha", as_float("alpha", self.alpha, minimum=0.0, exclusive=True))
+        object.__setattr__(self, "beta", as_float("beta", self.beta, minimum=0.0, exclusive=True))
+        if self.n_modes is not None:
+            object.__setattr__(self, "n_modes", as_count("n_modes", self.n_modes))
+        elif self.alpha <= 1.0:
+            raise ValueError(
+                "alpha must be greater than 1 for an infinite spectrum (sum of eigenvalues finite), "
+                f"got {self.alpha!r}; give n_modes for a finite one"
+            )
+
+    def modes(self, start: int, stop: int) -> tuple[Array, Array]:
+        """Eigenvalues and target coefficients of modes start..stop-1, counted from 0."""
+        self._check_range(start, stop)
+        k = np.arange(start + 1, stop + 1, dtype=np.float64)
+        return k**-self.alpha, k ** (0.5 * (self.alpha - self.alpha * self.beta - 1.0))
+
+    def quadrature(self, rtol: float = 1e-10, horizon: float = 1e12) -> SpectralNodes:
+        r"""Nodes for sums over all modes, however many.
+
+        .. math:: \sum_k f(\lambda_k, \lambda_k w_k^{*2}) \approx \sum_q c_q f(\lambda_q, p_q)
+
+        Parameters
+        ----------
+        rtol : float
+            Accuracy of the sums relative to the sum of absolute values, 1e-13 to 0.1.
+        horizon : float
+            Largest tau (learning rate x steps x kernel scale, dimensionless) for which functions of
+            lambda * tau are resolved.
+
+        Returns
+        -------
+        SpectralNodes
+            Some 100-400 nodes: eigenvalues, target_power, weights.
+
+        Raises
+        ------
+        ValueError
+            If rtol or horizon is out of range.
+
+        Notes
+        -----
+        O(log(horizon) log(1/rtol)) in time and memory, milliseconds. Theory section 5.
+
+        Examples
+        --------
+        >>> import scalefield as sf
+        >>> nodes = sf.PowerLawSpectrum(2.0, 0.5).quadrature()
+        >>> bool(abs(nodes.trace - 3.141592653589793**2 / 6) < 1e-12)
+        True
+        """
+        rtol, horizon = check_quadrature_arguments(rtol, horizon)
+        return power_law_nodes(self.alpha, self.beta, self.n_modes, rtol, horizon)
+
+    def describe(self) -> dict[str, Any]:
+        """Return plain values from which `from_description` makes an equal object."""
+        return {"kind": "power law", "alpha": self.alpha, "beta": self.beta, "n_modes": self.n_modes}
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum(Task):
+    """An explicit list of modes, such as a spectrum measured on data.
+
+    Parameters
+    ----------
+    eigenvalues : array_like, shape (M,)
+        lambda_k >= 0, in any order; stored in decreasing order.
+    target_coefficients : array_like, shape (M,)
+        w*_k, the target's coefficient in the eigenbasis of features with variance lambda_k: the target is
+        y = sum_k w*_k psi_k, so mode k carries the power lambda_k w*_k^2.
+
+    Raises
+    ------
+    TypeError
+        If an argument is not an array of real numbers.
+    ValueError
+        For entries that are NaN or infinite, negative eigenvalues, shapes that differ, or no positive
+        eigenvalue.
+
+    Examples
+    --------
+    >>> import scalefield as sf
+    >>> spectrum = sf.Spectrum([0.5, 1.0], [2.0, 1.0])
+    >>> spectrum.eigenvalues
+    array([1. , 0.5])
+    >>> spectrum.target_power
+    array([1., 2.])
+    """
+
+    eigenvalues: Array
+    target_coefficients: Array
+
+    def __post_init__(self) -> None:
+        eigenvalues = as_vector("eigenvalues", self.eigenvalues, minimum=0.0)
+        coefficients = as_vector("target_coefficients", self.target_coefficients)
+        if eigenvalues.shape != coefficients.shape:
+            raise ValueError(
+                "eigenvalues and target_coefficients must have the same length, got "
+                f"{eigenvalues.size} and {coefficients.size}"
+            )
+        if not (eigenvalues > 0.0).any():
+            raise ValueError("eigenvalues must have at least one positive entry, got zeros only")
+        # Ties are ordered by coefficient, so that the order given never matters.
+        order = np.lexsort((coefficients, -eigenvalues))
+        for name, array in (("eigenvalues", eigenvalues), ("target_coefficients", coefficients)):
+            ordered = array[order]
+            ordered.setflags(write=False)
+            object.__setattr__(self, name, ordered)
+
+    def __repr__(self) -> str:
+        return (
+            f"Spectrum({self.n_modes} modes, eigenvalues {self.eigenvalues[-1]:.3g} to "
+            f"{self.eigenvalues[0]:.3g}, trace {self.eigenvalues.sum():.4g}, "
+            f"target power {self.target_power.sum():.4g})"
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Spectrum):
+            return NotImplemented
+        return np.array_equal(self.eigenvalues, other.eigenvalues) and np.array_equal(
+            self.target_coefficients, other.target_coefficients
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.eigenvalues.tobytes(), self.target_coefficients.tobytes()))
+
+    @property
+    def n_modes(self) -> int:
+        """Number of modes M."""
+        return self.eigenvalues.size
+
+    @property
+    def target_power(self) -> Array:
+        """lambda_k w*_k^2, shape (M,); its sum is the loss before training."""
+        power: Array = self.eigenvalues * self.target_coefficients**2
+        return power
+
+    def modes(self, start: int, stop: int) -> tuple[Array, Array]:
+        """Eigenvalues and target coefficients of modes start..stop-1, counted from 0."""
+        self._check_range(start, stop)
+        return self.eigenvalues[start:stop], self.target_coefficients[start:stop]
+
+    def quadrature(self, rtol: float = 1e-10, horizon: float = 1e12) -> SpectralNodes:
+        """Every mode with a positive eigenvalue as its own node: the sums are exact.
+
+        The arguments are those of `PowerLawSpectrum.quadrature`; nothing depends on them here.
+
+        Examples
+        --------
+        >>> import scalefield as sf
+        >>> len(sf.Spectrum([1.0, 0.5, 0.0], [1.0, 1.0, 1.0]).quadrature())
+        2
+        """
+        check_quadrature_arguments(rtol, horizon)
+        return exact_nodes(self.eigenvalues, self.target_power)
+
+    def describe(self) -> dict[str, Any]:
+        """Return plain values from which `from_description` makes an equal object."""
+        return {
+            "kind": "explicit",
+            "eigenvalues": self.eigenvalues.tolist(),
+            "target_coefficients": self.target_coefficients.tolist(),
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the spectrum to a .npz or .csv file, whole or not at all.
+
+        Both hold the float64 values exactly; a .csv has the columns eigenvalue and target_coefficient.
+
+        Raises
+        ------
+        ValueError
+            If the path ends in neither .npz nor .csv.
+        OSError
+            If the file cannot be written.
+        """
+        suffix = _file_kind(path)
+        with atomic_write(path) as stream:
+            if suffix == ".npz":
+                np.savez(stream, eigenvalues=self.eigenvalues, target_coefficients=self.target_coefficients)
+            else:
+                rows = zip(self.eigenvalues.tolist(), self.target_coefficients.tolist(), strict=True)
+                text = "\n".join([",".join(_COLUMNS), *(f"{a!r},{b!r}" for a, b in rows)]) + "\n"
+                stream.write(text.encode())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Spectrum:
+        """Read a spectrum from a .npz or .csv file.
+
+        A .npz needs the arrays eigenvalues and target_coefficients; a .csv a header line with the columns
+        eigenvalue and target_coefficient (others are ignored, as are blank lines and lines that begin
+        with #).
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        SpectrumFileError
+            If the file is malformed (a ValueError); the message names the row and column.
+        ValueError
+            If the path ends in neither .npz nor .csv.
+        """
+        suffix = _file_kind(path)
+        name = os.fspath(path)
+        if suffix == ".csv":
+            eigenvalues, coefficients = _read_csv(Path(path))
+        else:
+            try:
+                with np.load(path, allow_pickle=False) as archive:
+                    missing = {"eigenvalues", "target_coefficients"} - set(archive.files)
+                    if missing:
+                        raise SpectrumFileError(f"{name}: no array named {' or '.join(sorted(missing))}")
+                    eigenvalues, coefficients = archive["eigenvalues"], archive["target_coefficients"]
+            except (FileNotFoundError, SpectrumFileError):
+                raise
+            except Exception as error:  # numpy raises half a dozen unrelated classes for broken archives
+                raise SpectrumFileError(f"{name}: not a readable .npz archive ({error})") from error
+        try:
+            return cls(eigenvalues, coefficients)
+        except (TypeError, ValueError) as error:
+            raise SpectrumFileError(f"{name}: {error}") from error
+
+
+def _file_kind(path: str | os.PathLike[str]) -> str:
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".npz", ".csv"):
+        raise ValueError(f"path of a spectrum must end in .npz or .csv, got {os.fspath(path)!r}")
+    return suffix
+
+
+def _read_csv(path: Path) -> tuple[Array, Array]:
+    """Columns eigenvalue and target_coefficient; errors name the line (counted from 1) and the column."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SpectrumFileError(f"{path}: not a text file ({error})") from error
+    header: list[str] | None = None
+    values: list[tuple[float, float]] = []
+    reader = csv.reader(io.StringIO(text))
+    for row in reader:
+        fields = [field.strip() for field in row]
+        if not any(fields) or fields[0].startswith("#"):
+            continue
+        if header is None:
+            header = fields
+            missing = [column for column in _COLUMNS if column not in header]
+            if missing:
+                raise SpectrumFileError(
+                    f"{path}: row {reader.line_num}: header must name the columns {' and '.join(_COLUMNS)}, "
+                    f"{' and '.join(missing)} not found in {','.join(fields)!r}"
+                )
+            continue
+        pair = []
+        for column in _COLUMNS:
+            position = header.index(column)
+            if position >= len(fields) or fields[position] == "":
+                raise SpectrumFileError(f"{path}: row {reader.line_num}, column {column}: no value")
+            try:
+                number = float(fields[position])
+            except ValueError:
+                raise SpectrumFileError(
+                    f"{path}: row {reader.line_num}, column {column}: not a number: {fields[position]!r}"
+                ) from None
+            if not math.isfinite(number) or (column == "eigenvalue" and number < 0.0):
+                expected = "a finite number" + (" of at least 0" if column == "eigenvalue" else "")
+                raise SpectrumFileError(
+                    f"{path}: row {reader.line_num}, column {column}: expected {expected}, got {number!r}"
+                )
+            pair.append(number)
+        values.append((pair[0], pair[1]))
+    if not values:
+        raise SpectrumFileError(f"{path}: no modes in the file")
+    table = np.array(values)
+    return table[:, 0], table[:, 1]

@@ -1,0 +1,87 @@
+"""Plain NumPy references for the mean-field theory, each by its own route.
+
+`march_reference`: the row-by-row march of theory section 3 with every H_k stored, one node at a time in the
+sums, matrix-vector products only. `dense_reference`: full matrices and dense inverses, iterated until
+causality has carried the truth through all rows (T sweeps), no marching order at all.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def march_reference(eigenvalues, target_power, weights, n_steps, *, learning_rate, gamma=0.0, width=np.inf,
+                    batch_size=np.inf, label_noise=0.0):
+    """Return a dict of the curves and two-time arrays; nodes (Q,), any weights."""
+    lam, p, m = (np.asarray(a, dtype=float) for a in (eigenvalues, target_power, weights))
+    T, Q, eta = n_steps + 1, lam.size, learning_rate
+    H_w, C_w, P, K, R_13, Z, C_0, C_1, C_2 = (np.zeros((T, T)) for _ in range(9))
+    R_22 = np.eye(T)
+    H = np.zeros((Q, T, T))
+    h1 = np.zeros((Q, T))
+    bias, feature, sgd, D = (np.zeros(T) for _ in range(4))
+    for t in range(T):
+        if t > 0:
+            H_w[t] = H_w[t - 1] + eta**2 * gamma * (C_2[t - 1, : t - 1] @ H_w[: t - 1])
+            H_w[t, t - 1] += eta
+            C_w[t, : t + 1] = H_w[: t + 1, :t] @ (C_2[:t, :t] @ H_w[t, :t])
+            C_w[: t + 1, t] = C_w[t, : t + 1]
+            P[t, :t] = H_w[t, :t] + eta * gamma * C_w[t, :t]
+            K[t, :t] = P[t, :t] @ R_22[:t, :t]
+            H[:, t, :t] = -lam[:, None] * (K[t, :t] @ H[:, :t, :t])
+        H[:, t, t] = 1.0
+        h1[:, t] = H[:, t].sum(axis=1)
+        R_13[t] = -(m * lam) @ H[:, t]
+        R_22[t, :t] = (R_13[t] @ K)[:t] / width
+        Z[t, : t + 1] = K[: t + 1] @ (C_1 @ K[t]) / width
+        Z[: t + 1, t] = Z[t, : t + 1]
+        V = H[:, t] @ Z
+        bias[t] = (m * p) @ h1[:, t] ** 2
+        feature[t] = (m * lam) @ np.einsum("kt,kt->k", V, H[:, t])
+        sgd[t] = m @ (H[:, t, :t] ** 2 @ D[:t]) / batch_size
+        D[t] = bias[t] + feature[t] + sgd[t] + label_noise**2
+        U = lam[:, None] * V + H[:, t] * D / batch_size
+        X = np.einsum("kst,kt->ks", H, U)
+        C_1[t] = (m * lam * p * h1[:, t]) @ h1 + (m * lam) @ X
+        C_1[:, t] = C_1[t]
+        I_minus_H = np.eye(T)[t] - H[:, t]
+        G = np.einsum("kst,kt->ks", np.eye(T) - H, I_minus_H * D / batch_size)
+        C_0[t] = (m * p * h1[:, t]) @ h1 + m @ (lam[:, None] * np.einsum("kst,kt->ks", H, V) + G)
+        C_0[t, t + 1 :] = 0.0
+        C_0[:, t] = C_0[t]
+        C_2[t, : t + 1] = R_22[: t + 1] @ (C_1 @ R_22[t])
+        C_2[: t + 1, t] = C_2[t, : t + 1]
+    return {"loss": bias + feature + sgd, "bias": bias, "feature_variance": feature, "sgd_variance": sgd,
+            "C_0": np.tril(C_0) + np.tril(C_0, -1).T, "C_1": C_1, "C_2": C_2, "C_w": C_w,
+            "R_13": R_13, "R_22": R_22, "K": K, "P": P, "H_w": H_w}
+
+
+def dense_reference(eigenvalues, target_power, weights, n_steps, *, learning_rate, gamma=0.0, width=np.inf,
+                    batch_size=np.inf, label_noise=0.0):
+    """Theory section 3 as it stands, from full matrices; T sweeps make every row exact."""
+    lam, p, m = (np.asarray(a, dtype=float) for a in (eigenvalues, target_power, weights))
+    T, eta = n_steps + 1, learning_rate
+    one, eye, shift = np.ones(T), np.eye(T), np.eye(T, k=-1)
+    C_1, C_2, D = (np.zeros((T, T)), np.zeros((T, T)), np.zeros(T))
+    K = np.zeros((T, T))
+    for _ in range(2 * T):
+        # H_w(t+1) = H_w(t) + eta e_t + eta^2 gamma sum_{s<t} C_2(t,s) H_w(s)
+        # <=> (1 - S - eta^2 gamma S tril(C_2, -1)) H_w = eta S, with S the shift by one step
+        H_w = np.linalg.solve(eye - shift - eta**2 * gamma * shift @ np.tril(C_2, -1), eta * shift)
+        C_w = H_w @ C_2 @ H_w.T
+        P = H_w + eta * gamma * np.tril(C_w, -1)
+        H = [np.linalg.inv(eye + value * K) for value in lam]
+        R_13 = -sum(w * value * h for w, value, h in zip(m, lam, H, strict=True))
+        R_22 = np.linalg.inv(eye - R_13 @ P / width)
+        K = P @ R_22
+        Z = K @ C_1 @ K.T / width
+        C_0, C_1_new = np.zeros((T, T)), np.zeros((T, T))
+        for w, value, power, h in zip(m, lam, p, H, strict=True):
+            signal = h @ (power * np.outer(one, one) + value * Z) @ h.T
+            C_0 += w * (signal + (eye - h) @ np.diag(D) @ (eye - h).T / batch_size)
+            C_1_new += w * value * (signal + h @ np.diag(D) @ h.T / batch_size)
+        C_1 = C_1_new
+        D = np.diag(C_0) + label_noise**2
+        C_2 = R_22 @ C_1 @ R_22.T
+    return {"loss": np.diag(C_0).copy(), "C_0": C_0, "C_1": C_1, "C_2": C_2, "C_w": C_w, "R_13": R_13,
+            "R_22": R_22, "K": K, "P": P, "H_w": H_w}
