@@ -11,6 +11,7 @@ which needs no eigenvectors and does not see how near-degenerate ones are chosen
 
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -29,7 +30,7 @@ EIGENVALUE_ERROR = 1e-12
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
+def script() -> Iterator[ModuleType]:
     spec = importlib.util.spec_from_file_location("measure_digits_spectrum", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses looks up the annotations
@@ -159,15 +160,7 @@ def test_file_loads_back_exactly_and_says_where_it_comes_from(script, measuremen
     assert len(same) == header - 1
     assert [comments[line] for line in same] == [written[line] for line in same]
     text = "\n".join(comments)
-    for word in (
-        "load_digits",
-        "1797 images",
-        "NTK",
-        "2 hidden layers",
-        "Dropped",
-        script.OUT.stem[:6],
-        SCRIPT.name,
-    ):
+    for word in ("load_digits", "1797 images", "NTK", "2 hidden layers", "centred", "Dropped", SCRIPT.name):
         assert word in text
 
 
