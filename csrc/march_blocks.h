@@ -4,6 +4,12 @@
 
 #include <stdatomic.h>
 
+#if defined(__x86_64__) || defined(__i386__)
+#define MARCH_PAUSE() __builtin_ia32_pause()
+#else
+#define MARCH_PAUSE() ((void)0)
+#endif
+
 #ifdef _WIN32
 #include <windows.h>
 static inline void march_yield(void) { SwitchToThread(); }
@@ -53,7 +59,10 @@ static inline int march_barrier_wait(march_barrier *barrier) {
     }
     while (atomic_load(&barrier->generation) == generation) {
         if (atomic_load(&barrier->abandoned)) return 1;
-        if (++spins > 2000) march_yield();
+        if (++spins > 500)
+            march_yield();
+        else
+            MARCH_PAUSE();
     }
     return 0;
 }
@@ -83,15 +92,119 @@ static void march_source_row(int n, double lambda, double inverse_batch, const d
     for (int j = 0; j < n; ++j) u_out[j] = lambda * u_out[j] + inverse_batch * h[j] * d[j];
 }
 
+/* Four doubles that the compiler keeps in whatever vector registers the target has. */
+typedef double march_vec __attribute__((vector_size(32), aligned(8), may_alias));
+
+static inline __attribute__((always_inline)) double march_vec_sum(march_vec v) {
+    return (v[0] + v[1]) + (v[2] + v[3]);
+}
+
 /* sum_j h_j^2 d_j */
 MARCH_CLONES
 static double march_weighted_square(int n, const double *restrict h, const double *restrict d) {
-    double sum[8] = {0.0};
+    march_vec sum = {0.0}, more = {0.0};
     int j = 0;
-    for (; j + 8 <= n; j += 8)
-        for (int l = 0; l < 8; ++l) sum[l] += h[j + l] * h[j + l] * d[j + l];
-    for (; j < n; ++j) sum[0] += h[j] * h[j] * d[j];
-    return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+    for (; j + 8 <= n; j += 8) {
+        const march_vec a = *(const march_vec *)(h + j), b = *(const march_vec *)(h + j + 4);
+        sum += a * a * *(const march_vec *)(d + j);
+        more += b * b * *(const march_vec *)(d + j + 4);
+    }
+    double rest = 0.0;
+    for (; j < n; ++j) rest += h[j] * h[j] * d[j];
+    return march_vec_sum(sum + more) + rest;
+}
+
+/* Products of the strictly lower part of rows first..last-1 of a row-major matrix a with one or two vectors x,
+ * reading each entry once:
+ *
+ *     dot_out[i]  = sum_{j<i} a[i][j] x[j]      if dots
+ *     sum_out[j] += sum_{i>j} x[i] a[i][j]      if sums
+ *
+ * Both together over all rows make the product with the symmetric matrix, less its diagonal. Four rows go
+ * together, so that the vectors are read and written once for four entries of the matrix. The number of rows is
+ * a multiple of 4 or ends the matrix; rows are independent of how many are given at once. */
+static inline __attribute__((always_inline)) void march_lower_kernel(
+    const int dots, const int sums, const int pair, int first, int last, const double *restrict a, long ld,
+    const double *restrict x, const double *restrict second_x, double *restrict dot_out,
+    double *restrict second_dot_out, double *restrict sum_out, double *restrict second_sum_out) {
+    int i = first;
+    for (; i + 4 <= last; i += 4) {
+        const double *row[4] = {a + i * ld, a + (i + 1) * ld, a + (i + 2) * ld, a + (i + 3) * ld};
+        march_vec dot[4] = {{0.0}}, second_dot[4] = {{0.0}};
+        double tail[4] = {0.0}, second_tail[4] = {0.0};
+        int j = 0;
+        for (; j + 4 <= i; j += 4) {
+            march_vec entry[4];
+            for (int r = 0; r < 4; ++r) entry[r] = *(const march_vec *)(row[r] + j);
+            if (dots) {
+                const march_vec factor = *(const march_vec *)(x + j);
+                for (int r = 0; r < 4; ++r) dot[r] += entry[r] * factor;
+            }
+            if (sums) {
+                march_vec sum = *(march_vec *)(sum_out + j);
+                for (int r = 0; r < 4; ++r) sum += entry[r] * x[i + r];
+                *(march_vec *)(sum_out + j) = sum;
+            }
+            if (pair) {
+                const march_vec factor = *(const march_vec *)(second_x + j);
+                march_vec sum = *(march_vec *)(second_sum_out + j);
+                for (int r = 0; r < 4; ++r) second_dot[r] += entry[r] * factor;
+                for (int r = 0; r < 4; ++r) sum += entry[r] * second_x[i + r];
+                *(march_vec *)(second_sum_out + j) = sum;
+            }
+        }
+        for (int r = 0; r < 4; ++r) {
+            for (int l = j; l < i + r; ++l) {
+                const double entry = row[r][l];
+                if (dots) tail[r] += entry * x[l];
+                if (sums) sum_out[l] += entry * x[i + r];
+                if (pair) {
+                    second_tail[r] += entry * second_x[l];
+                    second_sum_out[l] += entry * second_x[i + r];
+                }
+            }
+            if (dots) dot_out[i + r] = march_vec_sum(dot[r]) + tail[r];
+            if (pair) second_dot_out[i + r] = march_vec_sum(second_dot[r]) + second_tail[r];
+        }
+    }
+    for (; i < last; ++i) {
+        double dot = 0.0, second_dot = 0.0;
+        for (int j = 0; j < i; ++j) {
+            const double entry = a[i * ld + j];
+            if (dots) dot += entry * x[j];
+            if (sums) sum_out[j] += entry * x[i];
+            if (pair) {
+                second_dot += entry * second_x[j];
+                second_sum_out[j] += entry * second_x[i];
+            }
+        }
+        if (dots) dot_out[i] = dot;
+        if (pair) second_dot_out[i] = second_dot;
+    }
+}
+
+MARCH_CLONES
+static void march_lower_dots(int first, int last, const double *a, long ld, const double *x, double *dot_out) {
+    march_lower_kernel(1, 0, 0, first, last, a, ld, x, 0, dot_out, 0, 0, 0);
+}
+
+MARCH_CLONES
+static void march_lower_sums(int first, int last, const double *a, long ld, const double *x, double *sum_out) {
+    march_lower_kernel(0, 1, 0, first, last, a, ld, x, 0, 0, 0, sum_out, 0);
+}
+
+MARCH_CLONES
+static void march_lower_both(int first, int last, const double *a, long ld, const double *x, double *dot_out,
+                             double *sum_out) {
+    march_lower_kernel(1, 1, 0, first, last, a, ld, x, 0, dot_out, 0, sum_out, 0);
+}
+
+MARCH_CLONES
+static void march_lower_both_pair(int first, int last, const double *a, long ld, const double *x,
+                                  const double *second_x, double *dot_out, double *second_dot_out,
+                                  double *sum_out, double *second_sum_out) {
+    march_lower_kernel(1, 1, 1, first, last, a, ld, x, second_x, dot_out, second_dot_out, sum_out,
+                       second_sum_out);
 }
 
 #endif

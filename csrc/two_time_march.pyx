@@ -1,28 +1,30 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The two-time march of online SGD (theory section 3): row t of every matrix from the rows before it.
 
-All arrays are row-major (rows later time, columns earlier), so that a causal matrix is lower triangular here
-and upper triangular to Fortran. A row goes through seven phases; those marked * run over the modes in
-parallel, in chunks whose number depends on the number of modes only, so that results do not depend on the
-number of threads:
+All arrays are row-major (rows later time, columns earlier), so causal matrices are lower triangular. A row goes
+through the phases below; those marked * are shared among the threads of a team, the others are short and done by
+worker 0. Modes are cut into chunks and matrices into panels of rows (dealt to LANES sums) in a way that depends
+on sizes only, so results do not depend on the number of threads.
 
-    response      H_w, C_w, P, K, the source modes' H_k 1
-    resolvents *  H_k(t, .) of all modes
-    noise         R_13, R_22, Z
-    variances  *  H_k Z and the parts of the loss
-    loss          L(t), D(t)
-    propagate  *  (H_k [lambda_k Z + D/B] H_k^T)(t, .)
-    correlations  C_1, C_0, C_2
+    readout    * products of C_2(t-1, .) with H_w and C_w    ->  H_w, C_w, P
+    memory     * product of P(t, .) with R_22                ->  K, H_k 1 of the source modes
+    resolvents * H_k(t, .) of all modes                      ->  R_13, R_22
+    features   * products of K(t, .), R_22(t, .) with C_1
+    noise      * product with K                              ->  Z
+    variances  * H_k Z of all modes                          ->  L(t), D(t)
+    propagate  * (H_k [lambda_k Z + D/B] H_k^T)(t, .)        ->  C_1, C_0
+    responses  * product with R_22                           ->  C_2
 
 No H_k is stored beyond its diagonal blocks. The resolvents' rows of all modes together are a Q x t matrix h
 with h (1 + Lambda . K) = unit vector, a triangular system whose matrix K all modes share: solved by column
 blocks, its work is matrix-matrix (Q x t by t x block), as are the product with Z and the transposed system
 that multiplies by H_k^T from the right. 4 Q t^2 flops a row, (4/3) Q T^3 in all, in O(T^2 + Q T) memory.
+Beside it a row makes six passes over the lower triangle of a T x T matrix, bound by memory.
 """
 
 from libc.math cimport isfinite
 from libc.string cimport memset
-from scipy.linalg.cython_blas cimport ddot, dgemm, dgemv, dsymv, dtrmv
+from scipy.linalg.cython_blas cimport ddot, dgemm, dgemv
 
 cdef extern from "march_blocks.h" nogil:
     enum: MARCH_BLOCK
@@ -36,35 +38,34 @@ cdef extern from "march_blocks.h" nogil:
     void march_source_row(int n, double lam, double inverse_batch, const double *h, const double *d,
                           double *u_out)
     double march_weighted_square(int n, const double *h, const double *d)
+    void march_lower_dots(int first, int last, const double *a, long ld, const double *x, double *dot_out)
+    void march_lower_sums(int first, int last, const double *a, long ld, const double *x, double *sum_out)
+    void march_lower_both(int first, int last, const double *a, long ld, const double *x, double *dot_out,
+                          double *sum_out)
+    void march_lower_both_pair(int first, int last, const double *a, long ld, const double *x,
+                               const double *second_x, double *dot_out, double *second_dot_out,
+                               double *sum_out, double *second_sum_out)
 
-# Modes a chunk: enough rows for an efficient matrix product, enough chunks to share among threads.
+# Modes come in groups of 8, the width of the BLAS kernels' tiles, and groups in chunks of up to 3: enough rows
+# for an efficient matrix product, enough chunks to share among threads.
 cdef enum:
-    CHUNK = 24
+    GROUP = 8
+    GROUPS_A_CHUNK = 3
+
+# Rows a panel (a multiple of 4), and sums to which the panels are dealt in turn.
+cdef enum:
+    PANEL = 32
+    LANES_ = 8
 
 BLOCK = MARCH_BLOCK
+MODE_GROUP = GROUP
+LANES = LANES_
 
-cdef char *UPPER = b"U"
 cdef char *PLAIN = b"N"
 cdef char *TRANSPOSED = b"T"
 cdef int ONE = 1
 cdef double UNIT = 1.0
 cdef double ZERO = 0.0
-
-
-cdef inline void row_times_lower(int n, double *matrix, int ld, double *row_out) noexcept nogil:
-    """row_j <- sum_{i>=j} row_i matrix[i, j]."""
-    dtrmv(UPPER, PLAIN, PLAIN, &n, matrix, &ld, row_out, &ONE)
-
-
-cdef inline void row_times_lower_transposed(int n, double *matrix, int ld, double *row_out) noexcept nogil:
-    """row_i <- sum_{j<=i} row_j matrix[i, j]."""
-    dtrmv(UPPER, TRANSPOSED, PLAIN, &n, matrix, &ld, row_out, &ONE)
-
-
-cdef inline void row_times_symmetric(int n, double *row, double *matrix, int ld,
-                                     double *row_out) noexcept nogil:
-    """row_out_j <- sum_i row_i matrix[i, j], from the lower triangle."""
-    dsymv(UPPER, &n, &UNIT, matrix, &ld, row, &ONE, &ZERO, row_out, &ONE)
 
 
 cdef inline double dot(int n, double *x, double *y) noexcept nogil:
@@ -75,6 +76,7 @@ cdef class TwoTimeMarch:
     """State of one march; `march(worker)` is called by every thread of a team of `n_workers`.
 
     The two-time arrays are zero on entry, (T, T), and filled row by row in their lower triangle (Z in both).
+    The number of modes is a multiple of MODE_GROUP; modes of weight 0 fill it up.
     """
 
     # Settings.
@@ -88,7 +90,8 @@ cdef class TwoTimeMarch:
     cdef double[:, ::1] h, u, x, source_h, chunk_sum, chunk_scratch
     cdef double[:, :, :, ::1] diagonal, diagonal_transposed
     cdef double[:, ::1] chunk_loss
-    cdef double[::1] row, second_row, source_row, noise
+    cdef double[::1] row, second_row, mode_sum, dots, second_dots, source_row, noise
+    cdef double[:, ::1] sums, second_sums
     # Shared progress; written by worker 0 only, stop_requested by the caller.
     cdef march_barrier barrier
     cdef volatile int rows_finished, stop_requested, stopping, failed
@@ -115,6 +118,9 @@ cdef class TwoTimeMarch:
         self.chunk_sum, self.chunk_loss = workspace["chunk_sum"], workspace["chunk_loss"]
         self.chunk_scratch = workspace["chunk_scratch"]
         self.row, self.second_row = workspace["row"], workspace["second_row"]
+        self.dots, self.second_dots = workspace["dots"], workspace["second_dots"]
+        self.sums, self.second_sums = workspace["sums"], workspace["second_sums"]
+        self.mode_sum = workspace["mode_sum"]
         self.source_row, self.noise = workspace["source_row"], workspace["noise"]
         march_barrier_init(&self.barrier, n_workers)
         self.rows_finished = self.stop_requested = self.stopping = self.failed = 0
@@ -144,71 +150,163 @@ cdef class TwoTimeMarch:
             self.march_rows(worker)
 
     cdef void march_rows(self, int worker) noexcept nogil:
-        cdef int t, chunk
+        cdef int t, item
+        cdef bint finite_width = self.inverse_width > 0.0
         for t in range(self.n_rows):
             if worker == 0:
                 self.stopping = self.stop_requested
-                if not self.stopping:
-                    self.response_row(t)
-            if march_barrier_wait(&self.barrier) or self.stopping:
+            if self.meet() or self.stopping:
                 return
-            for chunk in range(self.n_chunks):
-                if chunk % self.n_workers == worker:
-                    self.resolvent_rows(t, chunk)
-            if march_barrier_wait(&self.barrier):
+            if t > 0:
+                if self.gamma > 0.0:
+                    for item in range(LANES_):
+                        if item % self.n_workers == worker:
+                            self.readout_lane(t, item)
+                    if self.meet():
+                        return
+                if worker == 0:
+                    self.readout_row(t)
+                if self.meet():
+                    return
+                if finite_width:
+                    for item in range(LANES_):
+                        if item % self.n_workers == worker:
+                            self.memory_lane(t, item)
+                    if self.meet():
+                        return
+            if worker == 0:
+                self.memory_row(t)
+            if self.meet():
+                return
+            for item in range(self.n_chunks):
+                if item % self.n_workers == worker:
+                    self.resolvent_chunk(t, item)
+            if self.meet():
                 return
             if worker == 0:
-                self.noise_row(t)
-            if march_barrier_wait(&self.barrier):
+                self.resolvent_row(t)
+            if self.meet():
                 return
-            for chunk in range(self.n_chunks):
-                if chunk % self.n_workers == worker:
-                    self.variance_rows(t, chunk)
-            if march_barrier_wait(&self.barrier):
+            if finite_width:
+                for item in range(LANES_):
+                    if item % self.n_workers == worker:
+                        self.feature_lane(t, item)
+                if self.meet():
+                    return
+                if worker == 0:
+                    self.feature_row(t)
+                if self.meet():
+                    return
+                for item in range(LANES_):
+                    if item % self.n_workers == worker:
+                        self.noise_lane(t, item)
+                if self.meet():
+                    return
+            for item in range(self.n_chunks):
+                if item % self.n_workers == worker:
+                    self.variance_chunk(t, item)
+            if self.meet():
                 return
             if worker == 0:
                 self.failed = self.loss_entry(t)
-            if march_barrier_wait(&self.barrier) or self.failed:
+            if self.meet() or self.failed:
                 return
-            for chunk in range(self.n_chunks):
-                if chunk % self.n_workers == worker:
-                    self.propagate_rows(t, chunk)
-            if march_barrier_wait(&self.barrier):
+            for item in range(self.n_chunks):
+                if item % self.n_workers == worker:
+                    self.propagate_chunk(t, item)
+            if self.meet():
                 return
             if worker == 0:
                 self.correlation_row(t)
+            if self.meet():
+                return
+            if finite_width:
+                for item in range(LANES_):
+                    if item % self.n_workers == worker:
+                        self.response_lane(t, item)
+                if self.meet():
+                    return
+            if worker == 0:
+                self.response_row(t)
                 self.rows_finished = t + 1
 
-    cdef void response_row(self, int t) noexcept nogil:
-        cdef int ld = self.n_rows, n, s, i, n_sources = self.n_sources
-        cdef double eta = self.learning_rate, minus = -1.0
+    cdef inline int meet(self) noexcept nogil:
+        return march_barrier_wait(&self.barrier)
+
+    cdef inline double gather(self, double[:, ::1] sums, int j) noexcept nogil:
+        """Add up entry j of the lanes' sums, always in one order."""
+        return (((sums[0, j] + sums[1, j]) + (sums[2, j] + sums[3, j]))
+                + ((sums[4, j] + sums[5, j]) + (sums[6, j] + sums[7, j])))
+
+    cdef inline int first_mode(self, int chunk) noexcept nogil:
+        return GROUP * (chunk * (self.n_modes // GROUP) // self.n_chunks)
+
+    cdef void readout_lane(self, int t, int lane) noexcept nogil:
+        """Products of x = C_2(t-1, .) with H_w from both sides and with the symmetric C_w, rows <= t-1."""
+        cdef int first = lane * PANEL, last
+        cdef long ld = self.n_rows
+        cdef double *x = &self.C_2[t - 1, 0]
+        memset(&self.sums[lane, 0], 0, t * sizeof(double))
+        memset(&self.second_sums[lane, 0], 0, t * sizeof(double))
+        # C_2(t-1, t-1) takes no part in the sums over r < t-1, so row t-1 enters by its dot product alone.
+        while first < t - 1:
+            last = min(first + PANEL, t - 1)
+            march_lower_both(first, last, &self.H_w[0, 0], ld, x, &self.dots[0], &self.sums[lane, 0])
+            march_lower_both(first, last, &self.C_w[0, 0], ld, x, &self.second_dots[0],
+                             &self.second_sums[lane, 0])
+            first += LANES_ * PANEL
+
+    cdef void readout_row(self, int t) noexcept nogil:
+        cdef int s
+        cdef double eta = self.learning_rate, gain = eta * eta * self.gamma
+        cdef double v2_w, total
+        cdef double *x = &self.C_2[t - 1, 0]
         cdef double *H_w = &self.H_w[t, 0]
-        cdef double *row = &self.row[0]
-        if t > 0:
-            # H_w(t) = H_w(t-1) + eta e_{t-1} + eta^2 gamma sum_{s<t-1} C_2(t-1,s) H_w(s)
-            n = t - 1
-            for s in range(n):
-                H_w[s] = self.H_w[t - 1, s]
-            if self.gamma > 0.0 and n > 0:
-                for s in range(n):
-                    row[s] = self.C_2[t - 1, s]
-                row_times_lower(n, &self.H_w[0, 0], ld, row)
-                march_add(n, eta * eta * self.gamma, row, H_w)
+        cdef double *C_w = &self.C_w[t, 0]
+        # w(t) = w(t-1) + eta v2(t-1) + eta^2 gamma sum_{r<t-1} C_2(t-1,r) w(r), hence
+        # H_w(t,.) = H_w(t-1,.) + eta e_{t-1} + eta^2 gamma sum_r C_2(t-1,r) H_w(r,.)
+        # C_w(t,s) = C_w(t-1,s) + eta <v2(t-1) w(s)> + eta^2 gamma sum_r C_2(t-1,r) C_w(r,s)
+        # with <v2(t-1) w(s)> = sum_j C_2(t-1,j) H_w(s,j)
+        if self.gamma > 0.0:
+            self.dots[t - 1] = dot(t - 1, &self.H_w[t - 1, 0], x)
+            for s in range(t - 1):
+                H_w[s] = self.H_w[t - 1, s] + gain * self.gather(self.sums, s)
+                C_w[s] = (self.C_w[t - 1, s] + eta * self.dots[s]
+                          + gain * (self.second_dots[s] + self.gather(self.second_sums, s) + x[s] * self.C_w[s, s]))
+            C_w[t - 1] = (self.C_w[t - 1, t - 1] + eta * self.dots[t - 1]
+                          + gain * dot(t - 1, &self.C_w[t - 1, 0], x))
             H_w[t - 1] = eta
-            # C_w = H_w C_2 H_w^T
-            row_times_symmetric(t, H_w, &self.C_2[0, 0], ld, row)
-            self.C_w[t, t] = dot(t, row, H_w)
-            row_times_lower_transposed(t, &self.H_w[0, 0], ld, row)
-            # P = H_w + eta gamma tril(C_w, -1)
+            v2_w = dot(t, H_w, x)
+            C_w[t] = C_w[t - 1] + eta * v2_w + gain * dot(t - 1, C_w, x)
+        else:
+            # H_w = eta tril(1, -1): <v2(t-1) w(s)> is a running sum
+            total = 0.0
             for s in range(t):
-                self.C_w[t, s] = row[s]
-                row[s] = H_w[s] + eta * self.gamma * row[s]
-                self.P[t, s] = row[s]
-            # K = P R_22
+                H_w[s] = eta
+                C_w[s] = self.C_w[t - 1, s] + eta * total
+                total += eta * x[s]
+            C_w[t] = C_w[t - 1] + eta * total
+        # P = H_w + eta gamma tril(C_w, -1)
+        for s in range(t):
+            self.P[t, s] = H_w[s] + eta * self.gamma * C_w[s]
+
+    cdef void memory_lane(self, int t, int lane) noexcept nogil:
+        """Product of P(t, .) with the strictly lower part of R_22."""
+        cdef int first = lane * PANEL
+        memset(&self.sums[lane, 0], 0, t * sizeof(double))
+        while first < t:
+            march_lower_sums(first, min(first + PANEL, t), &self.R_22[0, 0], self.n_rows, &self.P[t, 0],
+                             &self.sums[lane, 0])
+            first += LANES_ * PANEL
+
+    cdef void memory_row(self, int t) noexcept nogil:
+        cdef int i, s, n_sources = self.n_sources
+        cdef double minus = -1.0
+        # K = P R_22, with 1 on the diagonal of R_22
+        for s in range(t):
+            self.K[t, s] = self.P[t, s]
             if self.inverse_width > 0.0:
-                row_times_lower(t, &self.R_22[0, 0], ld, row)
-            for s in range(t):
-                self.K[t, s] = row[s]
+                self.K[t, s] += self.gather(self.sums, s)
         # Source modes: (H_k 1)(t) = 1 - lambda_k sum_s K(t,s) (H_k 1)(s)
         for i in range(n_sources):
             self.source_h[t, i] = 0.0
@@ -218,10 +316,9 @@ cdef class TwoTimeMarch:
         for i in range(n_sources):
             self.source_h[t, i] = 1.0 + self.source_eigenvalue[i] * self.source_h[t, i]
 
-    cdef void resolvent_rows(self, int t, int chunk) noexcept nogil:
+    cdef void resolvent_chunk(self, int t, int chunk) noexcept nogil:
         """h_k (1 + lambda_k K) = e_t for the modes of a chunk, from the last column block to the first."""
-        cdef int first = chunk * self.n_modes // self.n_chunks
-        cdef int n = (chunk + 1) * self.n_modes // self.n_chunks - first
+        cdef int first = self.first_mode(chunk), n = self.first_mode(chunk + 1) - first
         cdef int ld = self.n_rows, ld_h = <int> self.h.shape[1], edge = MARCH_BLOCK
         cdef int last = t // MARCH_BLOCK, local = t - last * MARCH_BLOCK
         cdef int k, s, j, done, rest
@@ -256,34 +353,53 @@ cdef class TwoTimeMarch:
             march_add(t + 1, self.mode_weight[k] * self.eigenvalue[k], &self.h[k, 0], sum_1)
             march_add(t + 1, self.mode_weight[k], &self.h[k, 0], sum_0)
 
-    cdef void noise_row(self, int t) noexcept nogil:
-        cdef int ld = self.n_rows, s, chunk
-        cdef double *row = &self.row[0]
-        cdef double *R_13 = &self.R_13[t, 0]
-        cdef double *R_22 = &self.R_22[t, 0]
+    cdef void resolvent_row(self, int t) noexcept nogil:
+        cdef int s, chunk
         # R_13 = - sum_k lambda_k H_k
         for chunk in range(self.n_chunks):
-            march_add(t + 1, -1.0, &self.chunk_sum[2 * chunk, 0], R_13)
-        # sum_k H_k (t,s) is kept for R_22 and for C_0.
-        memset(&self.second_row[0], 0, (t + 1) * sizeof(double))
+            march_add(t + 1, -1.0, &self.chunk_sum[2 * chunk, 0], &self.R_13[t, 0])
+        # sum_k H_k(t, .) is kept for C_0
+        memset(&self.mode_sum[0], 0, (t + 1) * sizeof(double))
         for chunk in range(self.n_chunks):
-            march_add(t + 1, 1.0, &self.chunk_sum[2 * chunk + 1, 0], &self.second_row[0])
-        # R_22 = 1 + R_13 K/N, and lambda_k H_k K = 1 - H_k: the strictly lower part of (1/N) sum_k H_k.
+            march_add(t + 1, 1.0, &self.chunk_sum[2 * chunk + 1, 0], &self.mode_sum[0])
+        # R_22 = 1 + R_13 K/N, and lambda_k H_k K = 1 - H_k: the strictly lower part of (1/N) sum_k H_k
         for s in range(t):
-            R_22[s] = self.inverse_width * self.second_row[s]
-        R_22[t] = 1.0
-        # Z = K C_1 K^T/N
-        if self.inverse_width > 0.0 and t > 0:
-            row_times_symmetric(t, &self.K[t, 0], &self.C_1[0, 0], ld, row)
-            self.Z[t, t] = self.inverse_width * dot(t, row, &self.K[t, 0])
-            row_times_lower_transposed(t, &self.K[0, 0], ld, row)
-            for s in range(t):
-                self.Z[t, s] = self.inverse_width * row[s]
-                self.Z[s, t] = self.Z[t, s]
+            self.R_22[t, s] = self.inverse_width * self.mode_sum[s]
+        self.R_22[t, t] = 1.0
 
-    cdef void variance_rows(self, int t, int chunk) noexcept nogil:
-        cdef int first = chunk * self.n_modes // self.n_chunks
-        cdef int n = (chunk + 1) * self.n_modes // self.n_chunks - first
+    cdef void feature_lane(self, int t, int lane) noexcept nogil:
+        """Products of K(t, .) and R_22(t, .) with the symmetric C_1, rows < t, in one pass."""
+        cdef int first = lane * PANEL
+        memset(&self.sums[lane, 0], 0, (t + 1) * sizeof(double))
+        memset(&self.second_sums[lane, 0], 0, (t + 1) * sizeof(double))
+        while first < t:
+            march_lower_both_pair(first, min(first + PANEL, t), &self.C_1[0, 0], self.n_rows, &self.K[t, 0],
+                                  &self.R_22[t, 0], &self.dots[0], &self.second_dots[0],
+                                  &self.sums[lane, 0], &self.second_sums[lane, 0])
+            first += LANES_ * PANEL
+
+    cdef void feature_row(self, int t) noexcept nogil:
+        cdef int s
+        # row = K C_1, second_row = R_22 C_1 as far as rows < t reach
+        for s in range(t):
+            self.row[s] = self.dots[s] + self.gather(self.sums, s) + self.C_1[s, s] * self.K[t, s]
+            self.second_row[s] = (self.second_dots[s] + self.gather(self.second_sums, s)
+                                  + self.C_1[s, s] * self.R_22[t, s])
+        self.Z[t, t] = self.inverse_width * dot(t, &self.row[0], &self.K[t, 0])
+
+    cdef void noise_lane(self, int t, int lane) noexcept nogil:
+        """Z(t, .) = (K C_1)(t, .) K^T/N, and its mirror image."""
+        cdef int first = lane * PANEL, last, s
+        while first < t:
+            last = min(first + PANEL, t)
+            march_lower_dots(first, last, &self.K[0, 0], self.n_rows, &self.row[0], &self.dots[0])
+            for s in range(first, last):
+                self.Z[t, s] = self.inverse_width * self.dots[s]
+                self.Z[s, t] = self.Z[t, s]
+            first += LANES_ * PANEL
+
+    cdef void variance_chunk(self, int t, int chunk) noexcept nogil:
+        cdef int first = self.first_mode(chunk), n = self.first_mode(chunk + 1) - first
         cdef int ld = self.n_rows, ld_h = <int> self.h.shape[1], length = t + 1, k
         cdef double feature = 0.0, sgd = 0.0
         # u_k = H_k(t, .) Z, and (H_k Z H_k^T)(t,t)
@@ -315,13 +431,12 @@ cdef class TwoTimeMarch:
         self.noise[t] = self.loss[t] + self.noise_power
         return not (isfinite(self.loss[t]) and self.loss[t] <= self.largest_loss)
 
-    cdef void propagate_rows(self, int t, int chunk) noexcept nogil:
+    cdef void propagate_chunk(self, int t, int chunk) noexcept nogil:
         """x_k = (lambda_k H_k Z + H_k diag(D)/B)(t, .) H_k^T for the modes of a chunk.
 
         x_k (1 + lambda_k K^T) = u_k, from the first column block to the last.
         """
-        cdef int first = chunk * self.n_modes // self.n_chunks
-        cdef int n = (chunk + 1) * self.n_modes // self.n_chunks - first
+        cdef int first = self.first_mode(chunk), n = self.first_mode(chunk + 1) - first
         cdef int ld = self.n_rows, ld_h = <int> self.h.shape[1], edge = MARCH_BLOCK
         cdef int last = t // MARCH_BLOCK, j, k, start, width, s
         cdef double *scratch = &self.chunk_scratch[chunk, 0]
@@ -363,8 +478,6 @@ cdef class TwoTimeMarch:
         cdef int ld = self.n_rows, n_sources = self.n_sources, length = t + 1, s, i, chunk
         cdef double *C_0 = &self.C_0[t, 0]
         cdef double *C_1 = &self.C_1[t, 0]
-        cdef double *C_2 = &self.C_2[t, 0]
-        cdef double *row = &self.row[0]
         # C_1 = sum_k lambda_k { lambda_k w*_k^2 (H_k 1)(H_k 1)^T + x_k }
         for i in range(n_sources):
             self.source_row[i] = self.source_eigenvalue[i] * self.source_power[i] * self.source_h[t, i]
@@ -379,19 +492,33 @@ cdef class TwoTimeMarch:
             march_add(length, 1.0, &self.chunk_sum[2 * chunk, 0], C_1)
             march_add(length, 1.0, &self.chunk_sum[2 * chunk + 1, 0], C_0)
         for s in range(t):
-            C_0[s] -= self.inverse_batch * self.noise[s] * self.second_row[s]
+            C_0[s] -= self.inverse_batch * self.noise[s] * self.mode_sum[s]
         C_0[t] = self.loss[t]
-        # C_2 = R_22 C_1 R_22^T
+        # second_row = (R_22 C_1)(t, .), now with row t of C_1
         if self.inverse_width > 0.0:
-            row_times_symmetric(length, &self.R_22[t, 0], &self.C_1[0, 0], ld, row)
-            row_times_lower_transposed(length, &self.R_22[0, 0], ld, row)
-        else:
-            for s in range(length):
-                row[s] = C_1[s]
-        for s in range(length):
-            C_2[s] = row[s]
+            self.second_row[t] = dot(length, &self.R_22[t, 0], C_1)
+            for s in range(t):
+                self.second_row[s] += C_1[s]
+
+    cdef void response_lane(self, int t, int lane) noexcept nogil:
+        """C_2(t, .) = (R_22 C_1)(t, .) R_22^T, with 1 on the diagonal of R_22."""
+        cdef int first = lane * PANEL, last, s
+        while first < t + 1:
+            last = min(first + PANEL, t + 1)
+            march_lower_dots(first, last, &self.R_22[0, 0], self.n_rows, &self.second_row[0], &self.dots[0])
+            for s in range(first, last):
+                self.C_2[t, s] = self.dots[s] + self.second_row[s]
+            first += LANES_ * PANEL
+
+    cdef void response_row(self, int t) noexcept nogil:
+        cdef int s
+        # R_22 = 1 at infinite width
+        if self.inverse_width == 0.0:
+            for s in range(t + 1):
+                self.C_2[t, s] = self.C_1[t, s]
 
 
 def chunk_count(int n_modes):
     """Number of chunks into which the modes are cut, whatever the number of threads."""
-    return (n_modes + CHUNK - 1) // CHUNK
+    groups = n_modes // GROUP
+    return min(groups, max(2, -(-groups // GROUPS_A_CHUNK)))

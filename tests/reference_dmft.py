@@ -35,24 +35,28 @@ def march_reference(eigenvalues, target_power, weights, n_steps, *, learning_rat
         R_22[t, :t] = (R_13[t] @ K)[:t] / width
         Z[t, : t + 1] = K[: t + 1] @ (C_1 @ K[t]) / width
         Z[: t + 1, t] = Z[t, : t + 1]
-        V = H[:, t] @ Z
+        V = H[:, t, : t + 1] @ Z[: t + 1]
         bias[t] = (m * p) @ h1[:, t] ** 2
-        feature[t] = (m * lam) @ np.einsum("kt,kt->k", V, H[:, t])
+        feature[t] = (m * lam) @ (V[:, : t + 1] * H[:, t, : t + 1]).sum(axis=1)
         sgd[t] = m @ (H[:, t, :t] ** 2 @ D[:t]) / batch_size
         D[t] = bias[t] + feature[t] + sgd[t] + label_noise**2
-        U = lam[:, None] * V + H[:, t] * D / batch_size
-        X = np.einsum("kst,kt->ks", H, U)
-        C_1[t] = (m * lam * p * h1[:, t]) @ h1 + (m * lam) @ X
-        C_1[:, t] = C_1[t]
-        I_minus_H = np.eye(T)[t] - H[:, t]
-        G = np.einsum("kst,kt->ks", np.eye(T) - H, I_minus_H * D / batch_size)
-        C_0[t] = (m * p * h1[:, t]) @ h1 + m @ (lam[:, None] * np.einsum("kst,kt->ks", H, V) + G)
-        C_0[t, t + 1 :] = 0.0
-        C_0[:, t] = C_0[t]
+        # (H_k U_k)(s) for s <= t, all nodes at once
+        past, h = H[:, : t + 1, : t + 1], H[:, t, : t + 1]
+        U = lam[:, None] * V[:, : t + 1] + h * D[: t + 1] / batch_size
+        signal = np.outer(h1[:, t], np.ones(t + 1)) * h1[:, : t + 1]
+        C_1[t, : t + 1] = (m * lam * p) @ signal + (m * lam) @ np.matmul(past, U[:, :, None])[:, :, 0]
+        C_1[: t + 1, t] = C_1[t, : t + 1]
+        # C_0 needs H_k Z H_k^T and (1 - H_k) D (1 - H_k)^T apart
+        W = -h.copy()
+        W[:, t] += 1.0
+        W *= D[: t + 1] / batch_size
+        both = np.matmul(past, np.stack([lam[:, None] * V[:, : t + 1], W], axis=2))
+        C_0[t, : t + 1] = (m * p) @ signal + m @ (both[:, :, 0] + W - both[:, :, 1])
+        C_0[: t + 1, t] = C_0[t, : t + 1]
         C_2[t, : t + 1] = R_22[: t + 1] @ (C_1 @ R_22[t])
         C_2[: t + 1, t] = C_2[t, : t + 1]
     return {"loss": bias + feature + sgd, "bias": bias, "feature_variance": feature, "sgd_variance": sgd,
-            "C_0": np.tril(C_0) + np.tril(C_0, -1).T, "C_1": C_1, "C_2": C_2, "C_w": C_w,
+            "C_0": C_0, "C_1": C_1, "C_2": C_2, "C_w": C_w,
             "R_13": R_13, "R_22": R_22, "K": K, "P": P, "H_w": H_w}
 
 

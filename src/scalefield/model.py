@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -13,7 +14,6 @@ from scipy.optimize import brentq
 
 from scalefield._validate import as_count, as_float
 from scalefield.errors import StabilityWarning
-from scalefield.quadrature import SpectralNodes
 from scalefield.spectrum import Task
 
 __all__ = ["Model"]
@@ -78,10 +78,10 @@ class Model:
                 "spectrum must be a PowerLawSpectrum or a Spectrum, "
                 f"got {self.spectrum!r} of type {type(self.spectrum).__name__}"
             )
-        positive = {"minimum": 0.0, "exclusive": True}
         object.__setattr__(self, "width", _as_size("width", self.width))
         object.__setattr__(self, "gamma", as_float("gamma", self.gamma, minimum=0.0))
-        object.__setattr__(self, "learning_rate", as_float("learning_rate", self.learning_rate, **positive))
+        learning_rate = as_float("learning_rate", self.learning_rate, minimum=0.0, exclusive=True)
+        object.__setattr__(self, "learning_rate", learning_rate)
         object.__setattr__(self, "batch_size", _as_size("batch_size", self.batch_size))
         object.__setattr__(self, "label_noise", as_float("label_noise", self.label_noise, minimum=0.0))
 
@@ -101,28 +101,35 @@ class Model:
         return 0.0 if math.isinf(self.batch_size) else 1.0 / self.batch_size
 
     @cached_property
+    def largest_eigenvalue(self) -> float:
+        r"""Upper edge s_max of the spectrum of Lambda^{1/2} A(0)^T A(0) Lambda^{1/2}/N; lambda_1 if N = inf.
+
+        With D(kappa) = sum_k lambda_k/(kappa - lambda_k), the minimum of kappa (1 + D(kappa)/N) over
+        kappa > lambda_1 (theory section 6). Population gradient descent is stable for eta s_max < 2.
+        """
+        return _StabilityEdge(self).at(math.inf)
+
+    @cached_property
     def stability_bound(self) -> float:
         r"""Largest stable learning rate of the lazy dynamics.
 
-        Below it the mean-field loss of the lazy model stays bounded. With D(kappa) = sum_k lambda_k/(kappa -
-        lambda_k) on kappa > lambda_1, and kappa the larger of the solution of D(kappa) = B and the minimiser
-        of kappa (1 + D(kappa)/N),
+        Below it the mean-field loss of the lazy model stays bounded:
 
-        .. math:: \eta_{max} = 2 / [\kappa (1 + D(\kappa)/N)] .
+        .. math:: \eta_{max} = 2 / [\kappa (1 + D(\kappa)/N)], \qquad
+            D(\kappa) = \sum_k \lambda_k / (\kappa - \lambda_k),
 
-        The minimiser is the upper edge of the spectrum of Lambda^{1/2} A(0)^T A(0) Lambda^{1/2}/N
-        (eta s_max < 2); D = B is where the SGD noise of one step feeds as much loss into the next ones
-        as it took. Feature learning raises the kernel's scale, so for gamma > 0 the true bound is lower.
-        Derived from theory section 6 (lazy SGD formula and the explicit kappa parametrisation).
+        at kappa > lambda_1 the larger of the solution of D(kappa) = B and the minimiser of
+        kappa (1 + D(kappa)/N). The minimiser is the condition eta s_max < 2 (`largest_eigenvalue`); D = B is
+        where the SGD noise of one step feeds as much loss into the later ones as it took. Feature learning
+        raises the kernel's scale, so for gamma > 0 the true bound is lower. Derived from theory section 6
+        (lazy SGD formula and the explicit kappa parametrisation).
         """
-        return _lazy_stability_bound(
-            self.spectrum.quadrature(), self.inverse_width, self.inverse_batch_size
-        )
+        return 2.0 / _StabilityEdge(self).at(self.batch_size)
 
     @property
     def largest_loss(self) -> float:
         """A test loss beyond this counts as having left the finite range: 1e12 times the scale of the task."""
-        scale = self.spectrum.quadrature(rtol=1e-3).total_target_power + self.label_noise**2
+        scale = self.spectrum.total_target_power + self.label_noise**2
         return 1e12 * (scale if scale > 0.0 else 1.0)
 
     def replace(self, **changes: Any) -> Model:
@@ -172,32 +179,40 @@ def _as_size(name: str, value: Any) -> float:
     return as_count(name, value)
 
 
-def _lazy_stability_bound(nodes: SpectralNodes, inverse_width: float, inverse_batch_size: float) -> float:
-    eigenvalues, weights = nodes.eigenvalues, nodes.weights
-    top = float(eigenvalues.max())
+class _StabilityEdge:
+    """kappa (1 + D(kappa)/N) where stability ends; D(kappa) = sum_k lambda_k/(kappa - lambda_k)."""
 
-    def degrees(kappa: float) -> float:
-        return float(weights @ (eigenvalues / (kappa - eigenvalues)))
+    def __init__(self, model: Model) -> None:
+        nodes = model.spectrum.quadrature()
+        self.eigenvalues, self.weights = nodes.eigenvalues, nodes.weights
+        self.inverse_width = model.inverse_width
+        self.top = float(self.eigenvalues.max())
 
-    def slope(kappa: float) -> float:
-        # d/dkappa [ kappa (1 + D/N) ] = 1 - (1/N) sum_k lambda_k^2/(kappa - lambda_k)^2
-        return 1.0 - inverse_width * float(weights @ (eigenvalues / (kappa - eigenvalues)) ** 2)
+    def degrees(self, kappa: float) -> float:
+        return float(self.weights @ (self.eigenvalues / (kappa - self.eigenvalues)))
 
-    # Both conditions are monotone in kappa on (lambda_1, inf); work with x = kappa/lambda_1 - 1.
-    def root(function: Any) -> float:
-        low, high = 1e-14, 1.0
-        while function(top * (1.0 + high)) < 0.0:
-            high *= 2.0
-        if function(top * (1.0 + low)) >= 0.0:
-            return top
-        x = brentq(lambda u: function(top * (1.0 + math.exp(u))), math.log(low), math.log(high), xtol=1e-13)
-        return top * (1.0 + math.exp(x))
+    def slope(self, kappa: float) -> float:
+        # d/dkappa [kappa (1 + D/N)] = 1 - (1/N) sum_k lambda_k^2/(kappa - lambda_k)^2
+        squares = (self.eigenvalues / (kappa - self.eigenvalues)) ** 2
+        return 1.0 - self.inverse_width * float(self.weights @ squares)
 
-    kappa = top
-    if inverse_width > 0.0:
-        kappa = root(slope)
-    if inverse_batch_size > 0.0:
-        kappa = max(kappa, root(lambda value: 1.0 - inverse_batch_size * degrees(value)))
-    if kappa == top:
-        return 2.0 / top
-    return 2.0 / (kappa * (1.0 + inverse_width * degrees(kappa)))
+    def at(self, batch_size: float) -> float:
+        """kappa (1 + D/N) at the larger kappa of slope = 0 and D = batch_size."""
+        kappa = self.top
+        if self.inverse_width > 0.0:
+            kappa = self._root(self.slope)
+        if batch_size < math.inf:
+            kappa = max(kappa, self._root(lambda value: batch_size - self.degrees(value)))
+        if kappa == self.top:
+            return self.top
+        return kappa * (1.0 + self.inverse_width * self.degrees(kappa))
+
+    def _root(self, function: Callable[[float], float]) -> float:
+        """Zero of a function that increases on (lambda_1, inf), in the variable log(kappa/lambda_1 - 1)."""
+        low, high = math.log(1e-14), 0.0
+        while function(self.top * (1.0 + math.exp(high))) < 0.0:
+            high += 1.0
+        if function(self.top * (1.0 + math.exp(low))) >= 0.0:
+            return self.top
+        x = brentq(lambda u: function(self.top * (1.0 + math.exp(u))), low, high, xtol=1e-13)
+        return self.top * (1.0 + math.exp(x))

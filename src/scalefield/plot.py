@@ -1,1 +1,137 @@
 """Pictures of learning curves; matplotlib is imported on first use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scalefield._result import Result
+from scalefield.dmft.solution import DMFTSolution
+from scalefield.model import Model
+from scalefield.simulation.result import Simulation
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["loss_curves"]
+
+# Okabe-Ito colours: distinct in print and for colour-blind readers; black is the theory's.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_SYMBOLS = {
+    "width": "N",
+    "gamma": r"\gamma",
+    "learning_rate": r"\eta",
+    "batch_size": "B",
+    "label_noise": r"\sigma",
+}
+# Half-width of the band in standard errors: about 95% of the means lie this close to their expectation.
+BAND = 2.0
+
+
+def loss_curves(*solutions: Result, ax: Axes | None = None) -> Axes:
+    """Draw test loss against step on log-log axes: theory dashed black, simulations with an error band.
+
+    Parameters
+    ----------
+    *solutions : DMFTSolution or Simulation
+        At least one. Simulations are drawn as the mean over runs with a band of two standard errors, a
+        colour per model; theory curves as dashed black lines. Step 0 has no place on a logarithmic axis
+        and is left out.
+    ax : matplotlib Axes, optional
+        Where to draw; a new figure if None.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        With axis labels and a legend; parameters that differ between the solutions are in the labels.
+
+    Raises
+    ------
+    TypeError
+        If an argument is neither a DMFTSolution nor a Simulation.
+    ValueError
+        If there is none.
+
+    Examples
+    --------
+    >>> import matplotlib; matplotlib.use("Agg")
+    >>> import scalefield as sf
+    >>> model = sf.Model(sf.PowerLawSpectrum(1.5, 0.5, n_modes=200), width=32, batch_size=16)
+    >>> ax = sf.plot.loss_curves(sf.simulate(model, 50, n_runs=4, seed=0), sf.solve_dmft(model, 50))
+    >>> ax.get_xscale(), ax.get_ylabel()
+    ('log', 'test loss')
+    """
+    if not solutions:
+        raise ValueError("solutions must name at least one solution, got none")
+    for solution in solutions:
+        if not isinstance(solution, (DMFTSolution, Simulation)):
+            raise TypeError(
+                "solutions must be DMFTSolution or Simulation objects, "
+                f"got {solution!r} of type {type(solution).__name__}"
+            )
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        ax = plt.subplots(figsize=(5.2, 3.9), layout="constrained")[1]
+    models: list[Model] = []
+    for solution in solutions:
+        if solution.model not in models:
+            models.append(solution.model)
+    n_theories = sum(isinstance(solution, DMFTSolution) for solution in solutions)
+
+    theory_seen = False
+    for solution in solutions:
+        index = models.index(solution.model)
+        parameters = _differing_parameters(solution.model, models)
+        if isinstance(solution, Simulation):
+            _draw_simulation(ax, solution, _COLOURS[index % len(_COLOURS)], parameters)
+        elif isinstance(solution, DMFTSolution):
+            label = "theory" if n_theories == len(models) or not parameters else f"theory, {parameters}"
+            if label == "theory" and theory_seen:
+                label = "_theory"
+            theory_seen = theory_seen or label == "theory"
+            ax.plot(solution.steps[1:], solution.loss[1:], "k--", linewidth=1.4, zorder=3, label=label)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    _label_decades(ax)
+    ax.set_xlabel("step")
+    ax.set_ylabel("test loss")
+    ax.grid(True, which="major", linewidth=0.4, alpha=0.5)
+    ax.legend(frameon=False)
+    return ax
+
+
+def _draw_simulation(ax: Axes, simulation: Simulation, colour: str, parameters: str) -> None:
+    steps, mean = simulation.steps[1:], simulation.mean[1:]
+    runs = simulation.n_runs
+    label = "simulation" + (f", {parameters}" if parameters else "")
+    if runs > 1:
+        margin = BAND * simulation.standard_error[1:]
+        # A band reaching zero or below would leave a logarithmic axis.
+        lower = np.maximum(mean - margin, 1e-3 * mean)
+        ax.fill_between(steps, lower, mean + margin, color=colour, alpha=0.3, linewidth=0)
+        label += rf" ({runs} runs, $\pm$ {BAND:g} s.e.)"
+    ax.plot(steps, mean, color=colour, linewidth=1.6, label=label)
+
+
+def _differing_parameters(model: Model, models: Sequence[Model]) -> str:
+    """Name the parameters in which `models` differ, with this model's values."""
+    parts = []
+    for name, symbol in _SYMBOLS.items():
+        value = getattr(model, name)
+        if any(getattr(other, name) != value for other in models):
+            shown = r"\infty" if value == np.inf else f"{value:g}"
+            parts.append(rf"${symbol} = {shown}$")
+    return ", ".join(parts)
+
+
+def _label_decades(ax: Any) -> None:
+    """Label 2 and 5 as well where less than a decade and a half is in sight, so that a scale can be read."""
+    from matplotlib.ticker import LogFormatter, LogLocator
+
+    low, high = ax.get_ylim()
+    if high < 30.0 * low:
+        ax.yaxis.set_minor_locator(LogLocator(subs=(2.0, 3.0, 5.0)))
+        ax.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2.0, 0.5)))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,6 +99,7 @@ def exact_nodes(eigenvalues: Array, target_power: Array) -> SpectralNodes:
     return SpectralNodes(eigenvalues[positive], target_power[positive], np.ones(int(positive.sum())))
 
 
+@lru_cache(maxsize=64)
 def power_law_nodes(
     alpha: float, beta: float, n_modes: int | None, rtol: float, horizon: float
 ) -> SpectralNodes:
@@ -224,10 +226,18 @@ def _discrete_gauss(start: float, length: float, n: int) -> tuple[Array, Array]:
     """
     if length <= n:
         return start + np.arange(length), np.ones(int(length))
+    # Beyond 1e8 the rule equals Gauss-Legendre to rounding: (j/length)^2 < 1e-13.
+    nodes, weights = _unit_gauss(length if length < 1e8 else math.inf, n)
+    return start + 0.5 * (length - 1.0) + length * nodes, length * weights
+
+
+@lru_cache(maxsize=1024)
+def _unit_gauss(length: float, n: int) -> tuple[Array, Array]:
+    """Nodes in (-1/2, 1/2) and weights of sum 1 of the rule of `_discrete_gauss`."""
     j = np.arange(1.0, n)
     off = 0.5 * j * np.sqrt((1.0 - (j / length) ** 2) / (4.0 * j * j - 1.0))
     nodes, vectors = eigh_tridiagonal(np.zeros(n), off)
-    return start + 0.5 * (length - 1.0) + length * nodes, length * vectors[0] ** 2
+    return nodes, vectors[0] ** 2
 
 
 def _power_law_tail(

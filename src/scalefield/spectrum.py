@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import zeta
 
 from scalefield._files import atomic_write
 from scalefield._validate import as_count, as_float, as_vector
@@ -36,6 +37,11 @@ class Task(ABC):
     @abstractmethod
     def n_modes(self) -> int | None:
         """Number of modes; None for infinitely many."""
+
+    @property
+    @abstractmethod
+    def total_target_power(self) -> float:
+        """sum_k lambda_k w*_k^2, the loss before training."""
 
     @abstractmethod
     def modes(self, start: int, stop: int) -> tuple[Array, Array]:
@@ -109,7 +115,7 @@ class PowerLawSpectrum(Task):
 
     alpha: float
     beta: float
-    n_modes: int | None = None  # type: ignore[assignment]
+    n_modes: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "alpha", as_float("alpha", self.alpha, minimum=0.0, exclusive=True))
@@ -121,6 +127,13 @@ class PowerLawSpectrum(Task):
                 "alpha must be greater than 1 for an infinite spectrum (sum of eigenvalues finite), "
                 f"got {self.alpha!r}; give n_modes for a finite one"
             )
+
+    @property
+    def total_target_power(self) -> float:
+        """sum_k k^-(alpha beta + 1), the loss before training."""
+        exponent = self.alpha * self.beta + 1.0
+        beyond = 0.0 if self.n_modes is None else zeta(exponent, self.n_modes + 1.0)
+        return float(zeta(exponent, 1.0) - beyond)
 
     def modes(self, start: int, stop: int) -> tuple[Array, Array]:
         """Eigenvalues and target coefficients of modes start..stop-1, counted from 0."""
@@ -247,6 +260,11 @@ class Spectrum(Task):
         """lambda_k w*_k^2, shape (M,); its sum is the loss before training."""
         power: Array = self.eigenvalues * self.target_coefficients**2
         return power
+
+    @property
+    def total_target_power(self) -> float:
+        """sum_k lambda_k w*_k^2, the loss before training."""
+        return float(self.target_power.sum())
 
     def modes(self, start: int, stop: int) -> tuple[Array, Array]:
         """Eigenvalues and target coefficients of modes start..stop-1, counted from 0."""

@@ -1,7 +1,9 @@
-from numpy.typing import NDArray
 import numpy as np
+from numpy.typing import NDArray
 
 BLOCK: int
+MODE_GROUP: int
+LANES: int
 
 def chunk_count(n_modes: int) -> int: ...
 

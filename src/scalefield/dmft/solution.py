@@ -90,3 +90,14 @@ class DMFTSolution(Result):
     def loss_correlation(self) -> Array:
         """C_0(t,s) = sum_k lambda_k <v_0k(t) v_0k(s)>, shape (T, T); its diagonal is the loss."""
         return self.C_0
+
+    @property
+    def unstable_from(self) -> int | None:
+        """First step at which eta a(t) s_max >= 2, with the kernel scale a = 1 + gamma C_w(t,t); None if never.
+
+        There gradient descent on the grown kernel is unstable: learned components regrow from whatever is
+        left of them, at infinite width and batch from rounding errors.
+        """
+        scale = 1.0 + self.model.gamma * np.diag(self.C_w)
+        beyond = self.model.learning_rate * scale * self.model.largest_eigenvalue >= 2.0
+        return int(np.argmax(beyond)) if beyond.any() else None

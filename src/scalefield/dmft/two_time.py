@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -15,7 +16,7 @@ from scalefield._progress import Progress
 from scalefield._threads import single_threaded_blas, thread_count
 from scalefield._validate import as_count, as_float
 from scalefield.dmft.solution import DMFTSolution
-from scalefield.errors import DivergenceError, Interrupted
+from scalefield.errors import DivergenceError, Interrupted, StabilityWarning
 from scalefield.model import Model
 from scalefield.quadrature import SpectralNodes, merge
 
@@ -76,7 +77,8 @@ def solve_dmft(
     Warns
     -----
     StabilityWarning
-        If the learning rate is beyond ``model.stability_bound``.
+        If the learning rate is beyond ``model.stability_bound``, or if the kernel grew past it during
+        training (`DMFTSolution.unstable_from`).
 
     Raises
     ------
@@ -121,6 +123,7 @@ def solve_dmft(
         solution = _march(model, n_steps, measures, progress)
         reached = float(np.abs(solution.K).sum(axis=1).max())
         if measures.error == 0.0 or reached <= horizon:
+            _warn_if_unstable_late(solution)
             return solution
         logger.info("effective time %.3g beyond the estimate %.3g: repeating", reached, horizon)
         horizon = 2.0 * reached
@@ -159,7 +162,7 @@ def _effective_time(model: Model, n_steps: int, nodes: SpectralNodes | None) -> 
     if not model.is_rich:
         return 2.0 * tau
     if nodes is None:
-        nodes = model.spectrum.quadrature(rtol=1e-3)
+        nodes = model.spectrum.quadrature()
     n = 0.0
     with np.errstate(over="ignore"):
         power = nodes.weights * nodes.target_power / nodes.eigenvalues
@@ -173,6 +176,18 @@ def _effective_time(model: Model, n_steps: int, nodes: SpectralNodes | None) -> 
     return 2.0 * horizon
 
 
+def _warn_if_unstable_late(solution: DMFTSolution) -> None:
+    """Warn if feature learning carried a run that began stable past the stability bound."""
+    step = solution.unstable_from
+    if step is not None and step > 0:
+        warnings.warn(
+            f"the kernel has grown past the stability bound by step {step}: from there on components of rounding "
+            "size grow, and the curve can be trusted only until they show",
+            StabilityWarning,
+            stacklevel=3,
+        )
+
+
 def _require_two_time_memory(n_rows: int, n_modes: int) -> None:
     from scalefield._native.two_time_march import BLOCK
 
@@ -182,9 +197,12 @@ def _require_two_time_memory(n_rows: int, n_modes: int) -> None:
 
 
 def _march(model: Model, n_steps: int, measures: _Measures, progress: Progress | None) -> DMFTSolution:
-    from scalefield._native.two_time_march import BLOCK, TwoTimeMarch, chunk_count
+    from scalefield._native.two_time_march import BLOCK, LANES, MODE_GROUP, TwoTimeMarch, chunk_count
 
-    n_rows, n_modes, n_sources = n_steps + 1, measures.eigenvalue.size, measures.source_eigenvalue.size
+    n_rows, n_nodes, n_sources = n_steps + 1, measures.eigenvalue.size, measures.source_eigenvalue.size
+    # Modes of weight 0 and eigenvalue 0 fill the last group.
+    filling = -n_nodes % MODE_GROUP
+    n_modes = n_nodes + filling
     _require_two_time_memory(n_rows, n_modes)
     n_blocks, n_chunks = -(-n_rows // BLOCK), chunk_count(n_modes)
     padded = n_blocks * BLOCK
@@ -199,9 +217,9 @@ def _march(model: Model, n_steps: int, measures: _Measures, progress: Progress |
         "diagonal_transposed": np.zeros((n_modes, n_blocks, BLOCK, BLOCK)),
         "chunk_sum": np.zeros((2 * n_chunks, padded)),
         "chunk_loss": np.zeros((n_chunks, 2)),
-        "chunk_scratch": np.zeros((n_chunks, BLOCK * -(-n_modes // n_chunks))),
-        "row": np.zeros(n_rows),
-        "second_row": np.zeros(n_rows),
+        "chunk_scratch": np.zeros((n_chunks, BLOCK * (n_modes // n_chunks + MODE_GROUP))),
+        **{name: np.zeros(padded) for name in ("row", "second_row", "mode_sum", "dots", "second_dots")},
+        **{name: np.zeros((LANES, padded)) for name in ("sums", "second_sums")},
         "source_row": np.zeros(n_sources),
         "noise": np.zeros(n_rows),
     }
@@ -209,8 +227,8 @@ def _march(model: Model, n_steps: int, measures: _Measures, progress: Progress |
     march = TwoTimeMarch(
         arrays,
         workspace,
-        eigenvalue=measures.eigenvalue,
-        mode_weight=measures.mode_weight,
+        eigenvalue=np.pad(measures.eigenvalue, (0, filling)),
+        mode_weight=np.pad(measures.mode_weight, (0, filling)),
         source_eigenvalue=measures.source_eigenvalue,
         source_power=measures.source_power,
         learning_rate=model.learning_rate,
@@ -225,7 +243,7 @@ def _march(model: Model, n_steps: int, measures: _Measures, progress: Progress |
     def finish(n_finished: int) -> DMFTSolution | None:
         if n_finished == 0:
             return None
-        return _solution(model, arrays, n_finished, n_modes, measures.error)
+        return _solution(model, arrays, n_finished, n_nodes, measures.error)
 
     try:
         _run_team(march, n_workers, n_steps, progress)
