@@ -281,7 +281,8 @@ def _power_law_tail(
 def _lanczos(x: Array, mass: Array, n: int) -> tuple[Array, Array, Array]:
     """Recurrence coefficients and orthonormal polynomials (times sqrt(mass)) of a discrete measure.
 
-    Lanczos with full reorthogonalisation, which keeps the rule exact to rounding. x is scaled to [0, 1].
+    Lanczos with full reorthogonalisation, which keeps the rule exact to rounding. x is scaled to [0, 1]. Fewer
+    than n coefficients come back where the measure has fewer than n distinct points: they describe it exactly.
     """
     basis = np.empty((n, x.size))
     diagonal, off = np.empty(n), np.empty(n - 1)
@@ -295,6 +296,8 @@ def _lanczos(x: Array, mass: Array, n: int) -> tuple[Array, Array, Array]:
             vector -= (basis[: j + 1] @ vector) @ basis[: j + 1]
         if j < n - 1:
             off[j] = np.linalg.norm(vector)
+            if off[j] < 1e-14:
+                return diagonal[: j + 1], off[:j], basis[: j + 1]
             vector = vector / off[j]
     return diagonal, off, basis
 
@@ -313,10 +316,11 @@ def _interpolatory_weights(x: Array, mass: Array, other_mass: Array, nodes: Arra
     sum_q other_q f(x_q) = sum_j v_j f(X_j) with v_j = weight_j sum_i p_i(X_j) sum_q other_q p_i(x_q), p_i
     the polynomials orthonormal under `mass`.
     """
-    n, scale = nodes.size, x.max()
-    diagonal, off, basis = _lanczos(x / scale, mass, n)
+    scale = x.max()
+    diagonal, off, basis = _lanczos(x / scale, mass, nodes.size)
+    n = diagonal.size
     moments = basis @ (other_mass / np.sqrt(mass))
-    values = np.zeros((n, n))
+    values = np.zeros((n, nodes.size))
     values[0] = 1.0 / math.sqrt(mass.sum())
     for i in range(n - 1):
         previous = off[i - 1] * values[i - 1] if i else 0.0

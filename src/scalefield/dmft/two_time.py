@@ -181,8 +181,8 @@ def _warn_if_unstable_late(solution: DMFTSolution) -> None:
     step = solution.unstable_from
     if step is not None and step > 0:
         warnings.warn(
-            f"the kernel has grown past the stability bound by step {step}: from there on components of rounding "
-            "size grow, and the curve can be trusted only until they show",
+            f"the kernel has grown past the stability bound at step {step}: from there on, what was already learned "
+            "can grow again from errors as small as rounding",
             StabilityWarning,
             stacklevel=3,
         )
