@@ -67,16 +67,50 @@ static inline int march_barrier_wait(march_barrier *barrier) {
     return 0;
 }
 
-/* y_j = scale * sum_{i<n} x_i block[i][j] for all MARCH_BLOCK columns j. */
-MARCH_CLONES
-static void march_block_product(int n, double scale, const double *restrict x, const double *restrict block,
-                                double *restrict y_out) {
-    double sum[MARCH_BLOCK] = {0.0};
-    for (int i = 0; i < n; ++i) {
-        const double value = x[i];
-        for (int j = 0; j < MARCH_BLOCK; ++j) sum[j] += value * block[i * MARCH_BLOCK + j];
+/* Four doubles that the compiler keeps in whatever vector registers the target has. */
+typedef double march_vec __attribute__((vector_size(32), aligned(8), may_alias));
+
+static inline __attribute__((always_inline)) double march_vec_sum(march_vec v) {
+    return (v[0] + v[1]) + (v[2] + v[3]);
+}
+
+/* y_j = scale * sum_{i<n} x_i block[i][j] for all MARCH_BLOCK columns j of a triangular block, lower (j <= i) or
+ * upper (j >= i), whose other entries are zero. A whole block goes by tiles of four rows and skips the tiles that
+ * are zero. */
+static inline __attribute__((always_inline)) void march_block_kernel(
+    const int lower, int n, double scale, const double *restrict x, const double *restrict block,
+    double *restrict y_out) {
+    enum { TILES = MARCH_BLOCK / 4 };
+    march_vec sum[TILES] = {{0.0}};
+    if (n == MARCH_BLOCK) {
+#pragma GCC unroll 8
+        for (int row_tile = 0; row_tile < TILES; ++row_tile) {
+#pragma GCC unroll 4
+            for (int r = 0; r < 4; ++r) {
+                const int i = 4 * row_tile + r;
+                const double *row = block + i * MARCH_BLOCK;
+#pragma GCC unroll 8
+                for (int tile = 0; tile < TILES; ++tile)
+                    if (lower ? tile <= row_tile : tile >= row_tile)
+                        sum[tile] += x[i] * *(const march_vec *)(row + 4 * tile);
+            }
+        }
+    } else {
+        for (int i = 0; i < n; ++i)
+            for (int tile = 0; tile < TILES; ++tile)
+                sum[tile] += x[i] * *(const march_vec *)(block + i * MARCH_BLOCK + 4 * tile);
     }
-    for (int j = 0; j < MARCH_BLOCK; ++j) y_out[j] = scale * sum[j];
+    for (int tile = 0; tile < TILES; ++tile) *(march_vec *)(y_out + 4 * tile) = scale * sum[tile];
+}
+
+MARCH_CLONES
+static void march_lower_block_product(int n, double scale, const double *x, const double *block, double *y_out) {
+    march_block_kernel(1, n, scale, x, block, y_out);
+}
+
+MARCH_CLONES
+static void march_upper_block_product(int n, double scale, const double *x, const double *block, double *y_out) {
+    march_block_kernel(0, n, scale, x, block, y_out);
 }
 
 /* y_j += scale * x_j */
@@ -90,13 +124,6 @@ MARCH_CLONES
 static void march_source_row(int n, double lambda, double inverse_batch, const double *restrict h,
                              const double *restrict d, double *restrict u_out) {
     for (int j = 0; j < n; ++j) u_out[j] = lambda * u_out[j] + inverse_batch * h[j] * d[j];
-}
-
-/* Four doubles that the compiler keeps in whatever vector registers the target has. */
-typedef double march_vec __attribute__((vector_size(32), aligned(8), may_alias));
-
-static inline __attribute__((always_inline)) double march_vec_sum(march_vec v) {
-    return (v[0] + v[1]) + (v[2] + v[3]);
 }
 
 /* sum_j h_j^2 d_j */

@@ -33,7 +33,10 @@ cdef extern from "march_blocks.h" nogil:
     void march_barrier_init(march_barrier *barrier, int n_threads)
     void march_barrier_abandon(march_barrier *barrier)
     int march_barrier_wait(march_barrier *barrier)
-    void march_block_product(int n, double scale, const double *x, const double *block, double *y_out)
+    void march_lower_block_product(int n, double scale, const double *x, const double *block,
+                                   double *y_out)
+    void march_upper_block_product(int n, double scale, const double *x, const double *block,
+                                   double *y_out)
     void march_add(int n, double scale, const double *x, double *y_out)
     void march_source_row(int n, double lam, double inverse_batch, const double *h, const double *d,
                           double *u_out)
@@ -56,6 +59,10 @@ cdef enum:
 cdef enum:
     PANEL = 32
     LANES_ = 8
+
+# Columns of H_k Z a matrix product makes.
+cdef enum:
+    COLUMNS = 64
 
 BLOCK = MARCH_BLOCK
 MODE_GROUP = GROUP
@@ -202,6 +209,11 @@ cdef class TwoTimeMarch:
                         self.noise_lane(t, item)
                 if self.meet():
                     return
+                for item in range(t // COLUMNS + 1):
+                    if item % self.n_workers == worker:
+                        self.variance_columns(t, item)
+                if self.meet():
+                    return
             for item in range(self.n_chunks):
                 if item % self.n_workers == worker:
                     self.variance_chunk(t, item)
@@ -331,7 +343,7 @@ cdef class TwoTimeMarch:
         for k in range(first, first + n):
             h = &self.h[k, last * MARCH_BLOCK]
             block = &self.diagonal[k, last, 0, 0]
-            march_block_product(local, -self.eigenvalue[k], &self.K[t, last * MARCH_BLOCK], block, h)
+            march_lower_block_product(local, -self.eigenvalue[k], &self.K[t, last * MARCH_BLOCK], block, h)
             h[local] = 1.0
             for s in range(local + 1):
                 block[local * MARCH_BLOCK + s] = h[s]
@@ -343,7 +355,7 @@ cdef class TwoTimeMarch:
             dgemm(PLAIN, PLAIN, &edge, &n, &rest, &UNIT, &self.K[done, done - MARCH_BLOCK], &ld,
                   &self.h[first, done], &ld_h, &ZERO, scratch, &edge)
             for k in range(n):
-                march_block_product(edge, -self.eigenvalue[first + k], scratch + k * MARCH_BLOCK,
+                march_lower_block_product(edge, -self.eigenvalue[first + k], scratch + k * MARCH_BLOCK,
                                     &self.diagonal[first + k, j, 0, 0],
                                     &self.h[first + k, done - MARCH_BLOCK])
         # Sums for R_13 and R_22.
@@ -398,14 +410,19 @@ cdef class TwoTimeMarch:
                 self.Z[s, t] = self.Z[t, s]
             first += LANES_ * PANEL
 
+    cdef void variance_columns(self, int t, int panel) noexcept nogil:
+        """u_k = H_k(t, .) Z of all modes, for a panel of columns: more rows at a time than a chunk has."""
+        cdef int ld = self.n_rows, ld_h = <int> self.h.shape[1], length = t + 1
+        cdef int first = panel * COLUMNS, width = min(COLUMNS, length - panel * COLUMNS)
+        dgemm(PLAIN, PLAIN, &width, &self.n_modes, &length, &UNIT, &self.Z[0, first], &ld, &self.h[0, 0], &ld_h,
+              &ZERO, &self.u[0, first], &ld_h)
+
     cdef void variance_chunk(self, int t, int chunk) noexcept nogil:
         cdef int first = self.first_mode(chunk), n = self.first_mode(chunk + 1) - first
-        cdef int ld = self.n_rows, ld_h = <int> self.h.shape[1], length = t + 1, k
+        cdef int k, length = t + 1
         cdef double feature = 0.0, sgd = 0.0
-        # u_k = H_k(t, .) Z, and (H_k Z H_k^T)(t,t)
+        # (H_k Z H_k^T)(t,t)
         if self.inverse_width > 0.0:
-            dgemm(PLAIN, PLAIN, &length, &n, &length, &UNIT, &self.Z[0, 0], &ld, &self.h[first, 0], &ld_h,
-                  &ZERO, &self.u[first, 0], &ld_h)
             for k in range(first, first + n):
                 feature += self.mode_weight[k] * self.eigenvalue[k] * dot(length, &self.u[k, 0],
                                                                           &self.h[k, 0])
@@ -467,7 +484,7 @@ cdef class TwoTimeMarch:
                 else:
                     for s in range(width):
                         scratch[k * MARCH_BLOCK + s] = self.u[first + k, s]
-                march_block_product(width, 1.0, scratch + k * MARCH_BLOCK,
+                march_upper_block_product(width, 1.0, scratch + k * MARCH_BLOCK,
                                     &self.diagonal_transposed[first + k, j, 0, 0],
                                     &self.x[first + k, start])
         for k in range(first, first + n):

@@ -35,12 +35,10 @@ def require_memory(needed: int, what: str) -> None:
 
 def format_bytes(n_bytes: int) -> str:
     """Return a number of bytes in binary units, such as '1.50 GiB'."""
-    value, unit = float(n_bytes), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"):
-        if value < 1024.0:
-            break
-        value /= 1024.0
-    return f"{n_bytes} B" if unit == "B" else f"{value:.2f} {unit}"
+    if n_bytes < 1024:
+        return f"{n_bytes} B"
+    power = min((n_bytes.bit_length() - 1) // 10, 6)
+    return f"{n_bytes / 1024**power:.2f} {'KMGTPE'[power - 1]}iB"
 
 
 def _machine_memory() -> int | None:

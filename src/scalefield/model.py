@@ -128,7 +128,7 @@ class Model:
 
     @property
     def largest_loss(self) -> float:
-        """A test loss beyond this counts as having left the finite range: 1e12 times the scale of the task."""
+        """A test loss beyond this counts as divergence: 1e12 times the initial loss plus label_noise^2."""
         scale = self.spectrum.total_target_power + self.label_noise**2
         return 1e12 * (scale if scale > 0.0 else 1.0)
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scalefield._result import Result
 from scalefield.dmft.solution import DMFTSolution
 from scalefield.model import Model
 from scalefield.simulation.result import Simulation
@@ -30,15 +29,16 @@ _SYMBOLS = {
 BAND = 2.0
 
 
-def loss_curves(*solutions: Result, ax: Axes | None = None) -> Axes:
+def loss_curves(*solutions: DMFTSolution | Simulation, ax: Axes | None = None) -> Axes:
     """Draw test loss against step on log-log axes: theory dashed black, simulations with an error band.
 
     Parameters
     ----------
     *solutions : DMFTSolution or Simulation
         At least one. Simulations are drawn as the mean over runs with a band of two standard errors, a
-        colour per model; theory curves as dashed black lines. Step 0 has no place on a logarithmic axis
-        and is left out.
+        colour per model; theory curves as dashed lines, black, but in the model's colour where several
+        models are drawn and this one has no simulation. Step 0 has no place on a logarithmic axis and is
+        left out.
     ax : matplotlib Axes, optional
         Where to draw; a new figure if None.
 
@@ -79,22 +79,34 @@ def loss_curves(*solutions: Result, ax: Axes | None = None) -> Axes:
     for solution in solutions:
         if solution.model not in models:
             models.append(solution.model)
-    n_theories = sum(isinstance(solution, DMFTSolution) for solution in solutions)
+    simulated = [solution.model for solution in solutions if isinstance(solution, Simulation)]
 
-    theory_seen = False
+    theories = []
     for solution in solutions:
-        index = models.index(solution.model)
+        colour = _COLOURS[models.index(solution.model) % len(_COLOURS)]
         parameters = _differing_parameters(solution.model, models)
         if isinstance(solution, Simulation):
-            _draw_simulation(ax, solution, _COLOURS[index % len(_COLOURS)], parameters)
-        elif isinstance(solution, DMFTSolution):
-            label = "theory" if n_theories == len(models) or not parameters else f"theory, {parameters}"
-            if label == "theory" and theory_seen:
-                label = "_theory"
-            theory_seen = theory_seen or label == "theory"
-            ax.plot(solution.steps[1:], solution.loss[1:], "k--", linewidth=1.4, zorder=3, label=label)
+            _draw_simulation(ax, solution, colour, parameters)
+        elif solution.model in simulated or len(models) == 1:
+            theories.append((solution, "black", "theory"))
+        else:
+            # No simulation beside it whose label would say which curve this is.
+            theories.append((solution, colour, f"theory, {parameters}"))
+    drawn = set()
+    for solution, colour, label in theories:
+        ax.plot(
+            solution.steps[1:],
+            solution.loss[1:],
+            "--",
+            color=colour,
+            linewidth=1.4,
+            zorder=3,
+            label=f"_{label}" if label in drawn else label,
+        )
+        drawn.add(label)
     ax.set_xscale("log")
     ax.set_yscale("log")
+    ax.set_xlim(1.0, max(solution.n_steps for solution in solutions))
     _label_decades(ax)
     ax.set_xlabel("step")
     ax.set_ylabel("test loss")
@@ -128,10 +140,14 @@ def _differing_parameters(model: Model, models: Sequence[Model]) -> str:
 
 
 def _label_decades(ax: Any) -> None:
-    """Label 2 and 5 as well where less than a decade and a half is in sight, so that a scale can be read."""
-    from matplotlib.ticker import LogFormatter, LogLocator
+    """Label values within decades where little more than one decade is in sight, so that the scale can be read."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
 
     low, high = ax.get_ylim()
-    if high < 30.0 * low:
-        ax.yaxis.set_minor_locator(LogLocator(subs=(2.0, 3.0, 5.0)))
-        ax.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2.0, 0.5)))
+    if high < 50.0 * low:
+        within = range(2, 10) if high < 5.0 * low else (2, 5)
+        plain = FuncFormatter(lambda value, _: f"{value:g}")
+        ax.yaxis.set_minor_locator(LogLocator(subs=[float(digit) for digit in within]))
+        ax.yaxis.set_minor_formatter(plain)
+        ax.yaxis.set_major_formatter(plain)
+        ax.set_ylim(low, high)

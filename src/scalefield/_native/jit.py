@@ -1,0 +1,81 @@
+"""The one Numba decorator of the package, and the array types its kernels are compiled for.
+
+Kernels are compiled for explicit signatures, so importing a kernel module compiles it (or loads it from the
+cache). Such modules are therefore imported by the functions that need them, not with the package. A cached
+kernel is renewed when its own file changes, not when a file it calls does.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import numba
+
+__all__ = [
+    "byte_vector",
+    "float64",
+    "float64_pair",
+    "four_words",
+    "int64",
+    "jit",
+    "matrix",
+    "status_and_step",
+    "uint64",
+    "vector",
+    "void",
+]
+
+logger = logging.getLogger(__name__)
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+# Numba is typed in part, differently from version to version.
+_njit: Any = numba.njit
+_types: Any = numba.types
+
+# Scalars.
+int64 = _types.int64
+uint64 = _types.uint64
+float64 = _types.float64
+void = _types.void
+# C-contiguous arrays that kernels may write.
+vector = _types.float64[::1]
+matrix = _types.float64[:, ::1]
+byte_vector = _types.uint8[::1]
+# What kernels return: (status, step), two deviates, the words of a Philox block.
+status_and_step = _types.UniTuple(int64, 2)
+float64_pair = _types.UniTuple(float64, 2)
+four_words = _types.UniTuple(uint64, 4)
+
+
+def jit(
+    signature: object, *, fastmath: Iterable[str] = (), inline: bool = False
+) -> Callable[[Function], Function]:
+    """Compile for one signature: GIL released, IEEE arithmetic, division by zero gives inf, result cached.
+
+    Parameters
+    ----------
+    signature : numba signature
+        Built from the types of this module.
+    fastmath : iterable of str
+        Relaxations of IEEE arithmetic, named one by one; none by default.
+    inline : bool
+        Whether LLVM is told to inline the function wherever it is called.
+    """
+    options = {"nogil": True, "error_model": "numpy", "fastmath": set(fastmath), "forceinline": inline}
+
+    def decorate(function: Function) -> Function:
+        compiled: Function
+        try:
+            compiled = _njit(signature, cache=True, **options)(function)
+        except RuntimeError as error:
+            # No writable folder for the cache (a read-only installation and no home): compile every time.
+            if "cannot cache" not in str(error):
+                raise
+            logger.info("compiled kernels are not cached: %s", error)
+            compiled = _njit(signature, cache=False, **options)(function)
+        return compiled
+
+    return decorate
