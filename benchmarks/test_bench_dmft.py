@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from reference_dmft import march_reference
 
 import scalefield as sf
+from reference_dmft import march_reference
 from scalefield.dmft import two_time
 
 MODEL = sf.Model(sf.PowerLawSpectrum(1.5, 0.5), width=256, gamma=1.0, learning_rate=0.1, batch_size=32)

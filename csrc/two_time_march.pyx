@@ -356,8 +356,8 @@ cdef class TwoTimeMarch:
                   &self.h[first, done], &ld_h, &ZERO, scratch, &edge)
             for k in range(n):
                 march_lower_block_product(edge, -self.eigenvalue[first + k], scratch + k * MARCH_BLOCK,
-                                    &self.diagonal[first + k, j, 0, 0],
-                                    &self.h[first + k, done - MARCH_BLOCK])
+                                          &self.diagonal[first + k, j, 0, 0],
+                                          &self.h[first + k, done - MARCH_BLOCK])
         # Sums for R_13 and R_22.
         memset(sum_1, 0, (t + 1) * sizeof(double))
         memset(sum_0, 0, (t + 1) * sizeof(double))
@@ -485,14 +485,14 @@ cdef class TwoTimeMarch:
                     for s in range(width):
                         scratch[k * MARCH_BLOCK + s] = self.u[first + k, s]
                 march_upper_block_product(width, 1.0, scratch + k * MARCH_BLOCK,
-                                    &self.diagonal_transposed[first + k, j, 0, 0],
-                                    &self.x[first + k, start])
+                                          &self.diagonal_transposed[first + k, j, 0, 0],
+                                          &self.x[first + k, start])
         for k in range(first, first + n):
             march_add(t + 1, self.mode_weight[k] * self.eigenvalue[k], &self.x[k, 0], sum_1)
             march_add(t + 1, self.mode_weight[k], &self.x[k, 0], sum_0)
 
     cdef void correlation_row(self, int t) noexcept nogil:
-        cdef int ld = self.n_rows, n_sources = self.n_sources, length = t + 1, s, i, chunk
+        cdef int n_sources = self.n_sources, length = t + 1, s, i, chunk
         cdef double *C_0 = &self.C_0[t, 0]
         cdef double *C_1 = &self.C_1[t, 0]
         # C_1 = sum_k lambda_k { lambda_k w*_k^2 (H_k 1)(H_k 1)^T + x_k }

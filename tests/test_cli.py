@@ -81,11 +81,9 @@ def test_curve_of_a_file_and_of_a_power_law_agree(tmp_path):
 
 
 def test_theory_alone_of_infinite_everything(tmp_path):
-    result = CliRunner().invoke(
-        commands,
-        ["curve", "--alpha", "2", "--beta", "1.5", "--modes", "inf", "--width", "inf", "--batch-size", "INF"]
-        + ["--gamma", "0", "--steps", "20", "--runs", "0", "--out", str(tmp_path / "new" / "folder")],
-    )
+    infinite = ["--modes", "inf", "--width", "inf", "--batch-size", "INF"]
+    rest = ["--gamma", "0", "--steps", "20", "--runs", "0", "--out", str(tmp_path / "new" / "folder")]
+    result = CliRunner().invoke(commands, ["curve", "--alpha", "2", "--beta", "1.5", *infinite, *rest])
     assert result.exit_code == 0, result.output
     curve = read_curve(tmp_path / "new" / "folder" / "curve.csv")
     assert "simulation_mean" not in curve

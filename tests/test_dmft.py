@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_dmft import dense_reference, march_reference
 
 import scalefield as sf
+from reference_dmft import dense_reference, march_reference
 from scalefield.dmft import two_time
 from scalefield.errors import (
     DivergenceError,

@@ -28,7 +28,10 @@ def spectrum():
 
 
 def lazy_sgd_at_infinite_width(spectrum, learning_rate, batch_size, label_noise, n_steps):
-    """Exact mean loss: C <- (1 - eta Lambda) C (1 - eta Lambda) + (eta^2/B) [Lambda (L + sigma^2) + Lambda C Lambda]."""
+    """Exact mean loss, from the second moments C of v_0.
+
+    C <- (1 - eta Lambda) C (1 - eta Lambda) + (eta^2/B) [Lambda (L + sigma^2) + Lambda C Lambda]
+    """
     lam, w = spectrum.modes(0, spectrum.n_modes)
     covariance, losses = np.outer(w, w), []
     for _ in range(n_steps + 1):
