@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -55,11 +54,14 @@ def write_archive(
 def read_archive(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Read what `write_archive` wrote: the settings and the arrays."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, since numpy leaves a file that is not an archive open.
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         settings = json.loads(str(arrays.pop(_SETTINGS)))
+        if not isinstance(settings, dict):
+            raise ValueError(f"settings are {settings!r}")
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # numpy and zlib raise half a dozen unrelated classes for broken archives
         raise ScalefieldError(f"{os.fspath(path)}: not a scalefield archive ({error})") from error
     return settings, arrays

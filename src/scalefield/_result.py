@@ -74,9 +74,9 @@ class Result:
         kind = settings.pop("class", None)
         if kind != cls.__name__:
             raise ScalefieldError(f"{os.fspath(path)}: holds {kind or 'something else'}, not a {cls.__name__}")
-        settings.pop("version")
-        model = Model.from_description(settings.pop("model"))
         try:
+            settings.pop("version")
+            model = Model.from_description(settings.pop("model"))
             return cls(model=model, **settings, **arrays)
-        except TypeError as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ScalefieldError(f"{os.fspath(path)}: written by another version ({error})") from error

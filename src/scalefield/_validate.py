@@ -26,9 +26,12 @@ def as_float(
     allow_inf: bool = False,
 ) -> float:
     """Return `value` as a float not below `minimum` (strictly above it if `exclusive`)."""
-    if isinstance(value, (bool, np.bool_, str, bytes)) or not isinstance(value, (numbers.Real, np.number)):
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a real number, got {value!r} of type {type(value).__name__}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf if value > 0 else -math.inf
     bound = "" if minimum == -math.inf else f" {'greater than' if exclusive else 'at least'} {minimum:g}"
     kind = "a number" if allow_inf else "a finite number"
     too_small = number <= minimum if exclusive else number < minimum
@@ -83,5 +86,6 @@ def as_vector(name: str, value: Any, *, minimum: float = -math.inf) -> NDArray[n
     if bad.any():
         index = int(np.argmax(bad))
         bound = "" if minimum == -math.inf else f" and at least {minimum:g}"
-        raise ValueError(f"{name} must be finite{bound}, got {vector[index]!r} at index {index}")
-    return vector
+        raise ValueError(f"{name} must be finite{bound}, got {float(vector[index])!r} at index {index}")
+    # -0.0 becomes 0.0, so that equal arrays have equal bytes.
+    return vector + 0.0

@@ -28,8 +28,10 @@ __all__ = ["SpectralNodes", "exact_nodes", "merge", "power_law_nodes"]
 Array = NDArray[np.float64]
 
 _EXACT_MODES = 32
-# The tail beyond the last block is discretised on octaves up to this mode before it is compressed.
+# The tail is discretised on blocks up to this mode before it is compressed.
 _LAST_TAIL_MODE = 1e60
+# Weight of a node that stands for no mode: none for all practical purposes, beside a first mode of weight 1.
+_VANISHING = 1e-40
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,9 +45,10 @@ class SpectralNodes:
     Attributes
     ----------
     eigenvalues : ndarray of float64, shape (Q,)
-        Positive node eigenvalues lambda_q, decreasing.
+        Node eigenvalues lambda_q, decreasing if made by a `quadrature` method.
     target_power : ndarray of float64, shape (Q,)
-        p_q, the value of lambda w*^2 at the node.
+        p_q, the value of lambda w*^2 at the node (in the unlearned tail of a power law, modes and target have
+        nodes of their own: zero power at the ones, vanishing weight at the others).
     weights : ndarray of float64, shape (Q,)
         c_q > 0, the number of modes the node stands for (not an integer in general).
     error : float
@@ -132,23 +135,17 @@ def power_law_nodes(
     last = math.inf if n_modes is None else float(n_modes)
     learned = min(max(float(_EXACT_MODES), math.ceil(horizon ** (1.0 / alpha))), last)
 
-    k_parts = [np.arange(1.0, min(_EXACT_MODES, last) + 1.0)]
-    c_parts = [np.ones_like(k_parts[0])]
-    start = float(_EXACT_MODES + 1)
-    while start <= learned:
-        stop = min(max(start + 1.0, math.floor(start * ratio)), last + 1.0)
-        k, c = _discrete_gauss(start, stop - start, n_block)
-        k_parts.append(k)
-        c_parts.append(c)
-        start = stop
-    k, c = np.concatenate(k_parts), np.concatenate(c_parts)
-    eigenvalues, power = k**-alpha, k ** -(alpha * beta + 1.0)
-
+    k = np.arange(1.0, min(_EXACT_MODES, last) + 1.0)
+    block_k, block_c, start = _geometric_blocks(_EXACT_MODES + 1.0, last, learned, ratio, n_block)
+    k, c = np.concatenate([k, block_k]), np.concatenate([np.ones_like(k), block_c])
+    eigenvalues, power = _eigenvalues(k, alpha), k ** -(alpha * beta + 1.0)
     if start <= last:
-        tail_lambda, tail_power, tail_weight = _power_law_tail(alpha, beta, start, last, n_block, n_tail)
-        eigenvalues = np.concatenate([eigenvalues, tail_lambda])
-        power = np.concatenate([power, tail_power])
-        c = np.concatenate([c, tail_weight])
+        tail = _power_law_tail(alpha, beta, start, last, ratio, n_block, n_tail)
+        eigenvalues = np.concatenate([eigenvalues, tail[0]])
+        power = np.concatenate([power, tail[1]])
+        c = np.concatenate([c, tail[2]])
+        order = np.argsort(-eigenvalues, kind="stable")
+        eigenvalues, power, c = eigenvalues[order], power[order], c[order]
     return SpectralNodes(eigenvalues, power, c, error=rtol, horizon=horizon)
 
 
@@ -180,8 +177,15 @@ def merge(x: Array, mass: Array, horizon: float, rtol: float) -> tuple[Array, Ar
     """
     order = np.argsort(-x, kind="stable")
     x, mass = x[order], mass[order]
+    # Equal nodes are one node.
+    distinct = np.flatnonzero(np.diff(x, prepend=np.inf))
+    x, mass = x[distinct], np.add.reduceat(mass, distinct)
     total = float(mass.sum())
-    tau = np.geomspace(1e-3 * horizon, 2.0 * horizon, 48)
+    present = mass > 1e-20 * total
+    x, mass = x[present], mass[present]
+    # From times at which no node has moved to twice the horizon, for products of two functions.
+    first = min(1e-3 * horizon, 0.1 / x[0])
+    tau = np.geomspace(first, 2.0 * horizon, math.ceil(15.0 * math.log10(2.0 * horizon / first)))
     kept_x: list[Array] = []
     kept_mass: list[Array] = []
     # Errors of the groups add up in the worst case, function by function.
@@ -240,49 +244,70 @@ def _unit_gauss(length: float, n: int) -> tuple[Array, Array]:
     return nodes, vectors[0] ** 2
 
 
-def _power_law_tail(
-    alpha: float, beta: float, start: float, last: float, n_block: int, n_tail: int
-) -> tuple[Array, Array, Array]:
-    """Gauss rule in lambda for the modes start..last: (eigenvalues, target_power, weights)."""
-    k_parts, c_parts = [], []
-    k_start = start
-    while k_start <= min(last, _LAST_TAIL_MODE):
-        k_stop = min(math.floor(2.0 * k_start), last + 1.0)
-        k, c = _discrete_gauss(k_start, k_stop - k_start, n_block)
+def _geometric_blocks(
+    start: float, last: float, reach: float, ratio: float, n: int
+) -> tuple[Array, Array, float]:
+    """Discrete Gauss sums on blocks [start, ratio start), ... until `reach` is covered, none beyond mode `last`.
+
+    Returns nodes k, weights, and the first mode that is not covered.
+    """
+    # From 2^53 on last + 1 is not a double; the next one closes the last block as well.
+    end = max(last + 1.0, math.nextafter(last, math.inf))
+    k_parts, c_parts = [np.empty(0)], [np.empty(0)]
+    while start <= min(reach, last):
+        stop = min(max(start + 1.0, math.floor(start * ratio)), end)
+        k, c = _discrete_gauss(start, stop - start, n)
         k_parts.append(k)
         c_parts.append(c)
-        k_start = k_stop
-    k, c = np.concatenate(k_parts), np.concatenate(c_parts)
-    mode_mass, source_mass = c * k**-alpha, c * k ** -(alpha * beta + 1.0)
-    if last == math.inf:
-        # Beyond, lambda is 0 to rounding: two closed sums, put at the last lambda.
-        k = np.append(k, k_start)
-        mode_mass = np.append(mode_mass, zeta(alpha, k_start))
-        source_mass = np.append(source_mass, zeta(alpha * beta + 1.0, k_start))
-    x = k**-alpha
-    if x.size <= n_tail:
-        return x, source_mass * x / mode_mass, mode_mass / x
-    # The nodes are Gauss nodes of the mode measure (lambda); the source measure gets the weights that are
-    # exact for degree n-1 on them, or, where these are not positive, the Gauss rule of its own.
+        start = stop
+    return np.concatenate(k_parts), np.concatenate(c_parts), start
+
+
+def _eigenvalues(k: Array, alpha: float) -> Array:
+    """k^-alpha, held above underflow: no eigenvalue of a power law is zero."""
+    eigenvalues: Array = np.maximum(k**-alpha, np.finfo(float).tiny)
+    return eigenvalues
+
+
+def _power_law_tail(
+    alpha: float, beta: float, start: float, last: float, ratio: float, n_block: int, n_tail: int
+) -> tuple[Array, Array, Array]:
+    """Gauss rules in lambda for the modes start..last: (eigenvalues, target_power, weights)."""
+    k, c, rest = _geometric_blocks(start, last, _LAST_TAIL_MODE, ratio, n_block)
+    x, power = _eigenvalues(k, alpha), k ** -(alpha * beta + 1.0)
+    if rest > last and x.size <= 2 * n_tail:
+        return x, power, c
+    mode_mass, source_mass = c * x, c * power
+    if rest <= last:
+        # Beyond, lambda is 0 to rounding: two closed sums, put at the next lambda.
+        x = np.append(x, _eigenvalues(np.array([rest]), alpha))
+        mode_mass = np.append(mode_mass, _power_sum(alpha, rest, last))
+        source_mass = np.append(source_mass, _power_sum(alpha * beta + 1.0, rest, last))
     nodes, mode_weight = _gauss_rule(x, mode_mass, n_tail)
-    source_weight = _interpolatory_weights(x, mode_mass, source_mass, nodes, mode_weight)
-    if (source_weight >= 0.0).all():
-        return nodes, source_weight * nodes / mode_weight, mode_weight / nodes
+    if not source_mass.any():
+        return nodes, np.zeros_like(nodes), mode_weight / nodes
+    # A Gauss rule of its own for the source measure, whose nodes must not count as modes: their weight vanishes
+    # beside the others', their target power is accordingly large.
     source_nodes, source_weight = _gauss_rule(x, source_mass, n_tail)
-    # A source node must not count as a mode: its weight is as small as rounding allows.
-    weight = np.full(n_tail, np.finfo(float).eps * mode_weight.sum() / source_nodes.max())
+    weight = np.full(source_nodes.size, _VANISHING)
     return (
         np.concatenate([nodes, source_nodes]),
-        np.concatenate([np.zeros(n_tail), source_weight / weight]),
+        np.concatenate([np.zeros_like(nodes), source_weight / weight]),
         np.concatenate([mode_weight / nodes, weight]),
     )
 
 
-def _lanczos(x: Array, mass: Array, n: int) -> tuple[Array, Array, Array]:
-    """Recurrence coefficients and orthonormal polynomials (times sqrt(mass)) of a discrete measure.
+def _power_sum(exponent: float, first: float, last: float) -> float:
+    """sum_{k=first}^{last} k^-exponent for a large first mode."""
+    beyond = 0.0 if last == math.inf else zeta(exponent, last + 1.0)
+    return max(float(zeta(exponent, first) - beyond), 0.0)
+
+
+def _lanczos(x: Array, mass: Array, n: int) -> tuple[Array, Array]:
+    """Recurrence coefficients (diagonal, off-diagonal) of the polynomials orthonormal under a discrete measure.
 
     Lanczos with full reorthogonalisation, which keeps the rule exact to rounding. x is scaled to [0, 1]. Fewer
-    than n coefficients come back where the measure has fewer than n distinct points: they describe it exactly.
+    than n coefficients come back where fewer than n points carry mass: they describe the measure exactly.
     """
     basis = np.empty((n, x.size))
     diagonal, off = np.empty(n), np.empty(n - 1)
@@ -297,36 +322,17 @@ def _lanczos(x: Array, mass: Array, n: int) -> tuple[Array, Array, Array]:
         if j < n - 1:
             off[j] = np.linalg.norm(vector)
             if off[j] < 1e-14:
-                return diagonal[: j + 1], off[:j], basis[: j + 1]
+                return diagonal[: j + 1], off[:j]
             vector = vector / off[j]
-    return diagonal, off, basis
+    return diagonal, off
 
 
 def _gauss_rule(x: Array, mass: Array, n: int) -> tuple[Array, Array]:
     """n-point Gauss rule of a discrete positive measure, by decreasing node."""
     scale = x.max()
-    diagonal, off, _ = _lanczos(x / scale, mass, n)
+    diagonal, off = _lanczos(x / scale, mass, n)
     nodes, vectors = eigh_tridiagonal(diagonal, off)
     return (scale * nodes)[::-1], (mass.sum() * vectors[0] ** 2)[::-1]
-
-
-def _interpolatory_weights(x: Array, mass: Array, other_mass: Array, nodes: Array, weight: Array) -> Array:
-    """Weights for `other_mass` on the Gauss `nodes` of `mass`, exact up to degree n-1.
-
-    sum_q other_q f(x_q) = sum_j v_j f(X_j) with v_j = weight_j sum_i p_i(X_j) sum_q other_q p_i(x_q), p_i
-    the polynomials orthonormal under `mass`.
-    """
-    scale = x.max()
-    diagonal, off, basis = _lanczos(x / scale, mass, nodes.size)
-    n = diagonal.size
-    moments = basis @ (other_mass / np.sqrt(mass))
-    values = np.zeros((n, nodes.size))
-    values[0] = 1.0 / math.sqrt(mass.sum())
-    for i in range(n - 1):
-        previous = off[i - 1] * values[i - 1] if i else 0.0
-        values[i + 1] = ((nodes / scale - diagonal[i]) * values[i] - previous) / off[i]
-    result: Array = weight * (moments @ values)
-    return result
 
 
 def check_quadrature_arguments(rtol: float, horizon: float) -> tuple[float, float]:

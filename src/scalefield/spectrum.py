@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
 import os
 from abc import ABC, abstractmethod
@@ -13,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import zeta
 
 from scalefield._files import atomic_write
 from scalefield._validate import as_count, as_float, as_vector
@@ -131,9 +129,8 @@ class PowerLawSpectrum(Task):
     @property
     def total_target_power(self) -> float:
         """sum_k k^-(alpha beta + 1), the loss before training."""
-        exponent = self.alpha * self.beta + 1.0
-        beyond = 0.0 if self.n_modes is None else zeta(exponent, self.n_modes + 1.0)
-        return float(zeta(exponent, 1.0) - beyond)
+        # By nodes, since a difference of zeta functions has no digits where alpha beta is small.
+        return self.quadrature(rtol=1e-13).total_target_power
 
     def modes(self, start: int, stop: int) -> tuple[Array, Array]:
         """Eigenvalues and target coefficients of modes start..stop-1, counted from 0."""
@@ -337,7 +334,8 @@ class Spectrum(Task):
             eigenvalues, coefficients = _read_csv(Path(path))
         else:
             try:
-                with np.load(path, allow_pickle=False) as archive:
+                # Opened here, since numpy leaves a file that is not an archive open.
+                with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
                     missing = {"eigenvalues", "target_coefficients"} - set(archive.files)
                     if missing:
                         raise SpectrumFileError(f"{name}: no array named {' or '.join(sorted(missing))}")
@@ -365,41 +363,43 @@ def _read_csv(path: Path) -> tuple[Array, Array]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise SpectrumFileError(f"{path}: not a text file ({error})") from error
+    # Comments are blanked first: a quote in one must not swallow the lines after it.
+    lines = ("" if line.lstrip().startswith("#") else line for line in text.split("\n"))
+    reader = csv.reader(lines)
     header: list[str] | None = None
-    values: list[tuple[float, float]] = []
-    reader = csv.reader(io.StringIO(text))
-    for row in reader:
-        fields = [field.strip() for field in row]
-        if not any(fields) or fields[0].startswith("#"):
-            continue
-        if header is None:
-            header = fields
-            missing = [column for column in _COLUMNS if column not in header]
-            if missing:
-                raise SpectrumFileError(
-                    f"{path}: row {reader.line_num}: header must name the columns {' and '.join(_COLUMNS)}, "
-                    f"{' and '.join(missing)} not found in {','.join(fields)!r}"
-                )
-            continue
-        pair = []
-        for column in _COLUMNS:
-            position = header.index(column)
-            if position >= len(fields) or fields[position] == "":
-                raise SpectrumFileError(f"{path}: row {reader.line_num}, column {column}: no value")
-            try:
-                number = float(fields[position])
-            except ValueError:
-                raise SpectrumFileError(
-                    f"{path}: row {reader.line_num}, column {column}: not a number: {fields[position]!r}"
-                ) from None
-            if not math.isfinite(number) or (column == "eigenvalue" and number < 0.0):
-                expected = "a finite number" + (" of at least 0" if column == "eigenvalue" else "")
-                raise SpectrumFileError(
-                    f"{path}: row {reader.line_num}, column {column}: expected {expected}, got {number!r}"
-                )
-            pair.append(number)
-        values.append((pair[0], pair[1]))
+    values: list[list[float]] = []
+    try:
+        for row in reader:
+            fields = [field.strip() for field in row]
+            if not any(fields):
+                continue
+            if header is None:
+                header = fields
+                missing = [column for column in _COLUMNS if column not in header]
+                if missing:
+                    raise SpectrumFileError(
+                        f"{path}: row {reader.line_num}: header must name the columns {' and '.join(_COLUMNS)}, "
+                        f"{' and '.join(missing)} not found in {','.join(fields)!r}"
+                    )
+                continue
+            where = f"{path}: row {reader.line_num}"
+            values.append([_csv_number(where, column, fields, header.index(column)) for column in _COLUMNS])
+    except csv.Error as error:
+        raise SpectrumFileError(f"{path}: row {reader.line_num}: {error}") from error
     if not values:
         raise SpectrumFileError(f"{path}: no modes in the file")
     table = np.array(values)
     return table[:, 0], table[:, 1]
+
+
+def _csv_number(where: str, column: str, fields: list[str], position: int) -> float:
+    if position >= len(fields) or fields[position] == "":
+        raise SpectrumFileError(f"{where}, column {column}: no value")
+    try:
+        number = float(fields[position])
+    except ValueError:
+        raise SpectrumFileError(f"{where}, column {column}: not a number: {fields[position]!r}") from None
+    if not math.isfinite(number) or (column == "eigenvalue" and number < 0.0):
+        expected = "a finite number" + (" of at least 0" if column == "eigenvalue" else "")
+        raise SpectrumFileError(f"{where}, column {column}: expected {expected}, got {number!r}")
+    return number
