@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ def as_float(
     try:
         number = float(value)
     except OverflowError:
-        number = math.inf if value > 0 else -math.inf
+        number = math.inf if cast(Any, value) > 0 else -math.inf
     bound = "" if minimum == -math.inf else f" {'greater than' if exclusive else 'at least'} {minimum:g}"
     kind = "a number" if allow_inf else "a finite number"
     too_small = number <= minimum if exclusive else number < minimum
