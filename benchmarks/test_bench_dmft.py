@@ -48,15 +48,18 @@ def test_march_on_the_same_nodes(benchmark, n_steps, engine):
 
 
 @pytest.mark.parametrize("engine", ["package", "numpy"])
-def test_whole_call(benchmark, engine):
-    """200 steps of the infinite spectrum."""
+@pytest.mark.parametrize("n_steps", [200, 500])
+def test_whole_call(benchmark, n_steps, engine):
+    """The infinite spectrum, from the model to the learning curve."""
     nodes = MODEL.spectrum.quadrature(rtol=1e-10, horizon=1e4)
     solve = {
-        "package": lambda: sf.solve_dmft(MODEL, 200).loss,
-        "numpy": lambda: march_in_numpy(nodes, 200),
+        "package": lambda: sf.solve_dmft(MODEL, n_steps).loss,
+        "numpy": lambda: march_in_numpy(nodes, n_steps),
     }
-    benchmark.group = "whole call, 200 steps of the infinite spectrum"
-    loss = benchmark.pedantic(solve[engine], rounds=3, warmup_rounds=1)
+    benchmark.group = f"whole call, {n_steps} steps of the infinite spectrum"
+    benchmark.extra_info["nodes in numpy"] = len(nodes)
+    slow = engine == "numpy" and n_steps >= 500
+    loss = benchmark.pedantic(solve[engine], rounds=1 if slow else 5, warmup_rounds=0 if slow else 1)
     np.testing.assert_allclose(loss, solve["package"](), rtol=1e-8)
 
 

@@ -20,7 +20,7 @@ static inline void march_yield(void) { sched_yield(); }
 
 /* Edge of the diagonal blocks: long enough for a matrix product per block, short enough that the blocks of
  * all modes stay in cache. */
-#define MARCH_BLOCK 32
+#define MARCH_BLOCK 16
 
 /* Vector code for whichever x86-64 the wheel runs on; elsewhere the compiler's default. */
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
@@ -69,6 +69,7 @@ static inline int march_barrier_wait(march_barrier *barrier) {
 
 /* Four doubles that the compiler keeps in whatever vector registers the target has. */
 typedef double march_vec __attribute__((vector_size(32), aligned(8), may_alias));
+typedef double march_aligned_vec __attribute__((vector_size(32), may_alias));
 
 static inline __attribute__((always_inline)) double march_vec_sum(march_vec v) {
     return (v[0] + v[1]) + (v[2] + v[3]);
@@ -111,6 +112,81 @@ static void march_lower_block_product(int n, double scale, const double *x, cons
 MARCH_CLONES
 static void march_upper_block_product(int n, double scale, const double *x, const double *block, double *y_out) {
     march_block_kernel(0, n, scale, x, block, y_out);
+}
+
+/* Products of the rows of several modes (their number a multiple of 4) with a matrix they share. The shapes are too
+ * narrow for a general matrix product, which spends much of its time on copies: here a piece of the shared matrix is
+ * copied once, to where it is aligned and in the first-level cache, and serves all modes, four at a time.
+ *
+ *     out[k][c] = sum_{r<n} x[k][r] a[r][c]      for MARCH_BLOCK columns c, out with rows of length ld_out
+ */
+MARCH_CLONES
+static void march_rows_times_matrix(int n_modes, int n, const double *restrict x, long ld_x,
+                                    const double *restrict a, long ld, double *restrict out, long ld_out) {
+    enum { PIECE = 96, VECS = MARCH_BLOCK / 4 };
+    march_aligned_vec piece[PIECE * VECS];
+    for (int k = 0; k < n_modes; ++k)
+        for (int c = 0; c < MARCH_BLOCK; ++c) out[k * ld_out + c] = 0.0;
+    for (int first = 0; first < n; first += PIECE) {
+        const int length = first + PIECE < n ? PIECE : n - first;
+        for (int r = 0; r < length; ++r)
+            for (int v = 0; v < VECS; ++v) piece[r * VECS + v] = *(const march_vec *)(a + (first + r) * ld + 4 * v);
+        for (int k = 0; k < n_modes; k += 4) {
+            const double *x0 = x + k * ld_x + first, *x1 = x0 + ld_x, *x2 = x1 + ld_x, *x3 = x2 + ld_x;
+            for (int v = 0; v < VECS; v += 2) {
+                march_vec sum[4][2];
+                for (int m = 0; m < 4; ++m)
+                    for (int w = 0; w < 2; ++w) sum[m][w] = *(march_vec *)(out + (k + m) * ld_out + 4 * (v + w));
+                for (int r = 0; r < length; ++r) {
+                    const march_aligned_vec left = piece[r * VECS + v], right = piece[r * VECS + v + 1];
+                    sum[0][0] += x0[r] * left;
+                    sum[0][1] += x0[r] * right;
+                    sum[1][0] += x1[r] * left;
+                    sum[1][1] += x1[r] * right;
+                    sum[2][0] += x2[r] * left;
+                    sum[2][1] += x2[r] * right;
+                    sum[3][0] += x3[r] * left;
+                    sum[3][1] += x3[r] * right;
+                }
+                for (int m = 0; m < 4; ++m)
+                    for (int w = 0; w < 2; ++w) *(march_vec *)(out + (k + m) * ld_out + 4 * (v + w)) = sum[m][w];
+            }
+        }
+    }
+}
+
+/* out[k][s] = sum_{r<n} x[k][r] a[s][r] for the first `width` rows s of a; n a multiple of 4, out with rows of
+ * length MARCH_BLOCK. */
+MARCH_CLONES
+static void march_rows_times_transposed(int n_modes, int n, int width, const double *restrict x, long ld_x,
+                                        const double *restrict a, long ld, double *restrict out) {
+    for (int k = 0; k < n_modes; k += 4) {
+        const double *x0 = x + k * ld_x, *x1 = x0 + ld_x, *x2 = x1 + ld_x, *x3 = x2 + ld_x;
+        double *row = out + k * MARCH_BLOCK;
+        for (int s = 0; s < width; s += 2) {
+            /* The last row of an odd number goes with itself. */
+            const int pair = s + 1 < width ? s + 1 : s;
+            const double *a0 = a + s * ld, *a1 = a + pair * ld;
+            march_vec sum[4][2] = {{{0.0}}};
+            for (int r = 0; r < n; r += 4) {
+                const march_vec left = *(const march_vec *)(a0 + r), right = *(const march_vec *)(a1 + r);
+                const march_vec f0 = *(const march_vec *)(x0 + r), f1 = *(const march_vec *)(x1 + r);
+                const march_vec f2 = *(const march_vec *)(x2 + r), f3 = *(const march_vec *)(x3 + r);
+                sum[0][0] += f0 * left;
+                sum[0][1] += f0 * right;
+                sum[1][0] += f1 * left;
+                sum[1][1] += f1 * right;
+                sum[2][0] += f2 * left;
+                sum[2][1] += f2 * right;
+                sum[3][0] += f3 * left;
+                sum[3][1] += f3 * right;
+            }
+            for (int m = 0; m < 4; ++m) {
+                row[m * MARCH_BLOCK + s] = march_vec_sum(sum[m][0]);
+                row[m * MARCH_BLOCK + pair] = march_vec_sum(sum[m][1]);
+            }
+        }
+    }
 }
 
 /* y_j += scale * x_j */

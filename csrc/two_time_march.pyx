@@ -24,7 +24,7 @@ Beside it a row makes six passes over the lower triangle of a T x T matrix, boun
 
 from libc.math cimport isfinite
 from libc.string cimport memset
-from scipy.linalg.cython_blas cimport ddot, dgemm, dgemv
+from scipy.linalg.cython_blas cimport ddot, dgemv
 
 cdef extern from "march_blocks.h" nogil:
     enum: MARCH_BLOCK
@@ -40,6 +40,10 @@ cdef extern from "march_blocks.h" nogil:
     void march_add(int n, double scale, const double *x, double *y_out)
     void march_source_row(int n, double lam, double inverse_batch, const double *h, const double *d,
                           double *u_out)
+    void march_rows_times_matrix(int n_modes, int n, const double *x, long ld_x, const double *a, long ld,
+                                 double *out, long ld_out)
+    void march_rows_times_transposed(int n_modes, int n, int width, const double *x, long ld_x,
+                                     const double *a, long ld, double *out)
     double march_weighted_square(int n, const double *h, const double *d)
     void march_lower_dots(int first, int last, const double *a, long ld, const double *x, double *dot_out)
     void march_lower_sums(int first, int last, const double *a, long ld, const double *x, double *sum_out)
@@ -49,20 +53,16 @@ cdef extern from "march_blocks.h" nogil:
                                const double *second_x, double *dot_out, double *second_dot_out,
                                double *sum_out, double *second_sum_out)
 
-# Modes come in groups of 8, the width of the BLAS kernels' tiles, and groups in chunks of up to 3: enough rows
+# Modes come in groups of 4, as the products take them, and groups in chunks of up to 6: enough rows
 # for an efficient matrix product, enough chunks to share among threads.
 cdef enum:
-    GROUP = 8
-    GROUPS_A_CHUNK = 3
+    GROUP = 4
+    GROUPS_A_CHUNK = 6
 
 # Rows a panel (a multiple of 4), and sums to which the panels are dealt in turn.
 cdef enum:
     PANEL = 32
     LANES_ = 8
-
-# Columns of H_k Z a matrix product makes.
-cdef enum:
-    COLUMNS = 64
 
 BLOCK = MARCH_BLOCK
 MODE_GROUP = GROUP
@@ -209,7 +209,7 @@ cdef class TwoTimeMarch:
                         self.noise_lane(t, item)
                 if self.meet():
                     return
-                for item in range(t // COLUMNS + 1):
+                for item in range(t // MARCH_BLOCK + 1):
                     if item % self.n_workers == worker:
                         self.variance_columns(t, item)
                 if self.meet():
@@ -333,7 +333,7 @@ cdef class TwoTimeMarch:
         cdef int first = self.first_mode(chunk), n = self.first_mode(chunk + 1) - first
         cdef int ld = self.n_rows, ld_h = <int> self.h.shape[1], edge = MARCH_BLOCK
         cdef int last = t // MARCH_BLOCK, local = t - last * MARCH_BLOCK
-        cdef int k, s, j, done, rest
+        cdef int k, s, j, done
         cdef double *scratch = &self.chunk_scratch[chunk, 0]
         cdef double *sum_1 = &self.chunk_sum[2 * chunk, 0]
         cdef double *sum_0 = &self.chunk_sum[2 * chunk + 1, 0]
@@ -351,9 +351,8 @@ cdef class TwoTimeMarch:
         for j in range(last - 1, -1, -1):
             # h[:, J] = -Lambda (h[:, >J] K[>J, J]) H_k[J, J]
             done = (j + 1) * MARCH_BLOCK
-            rest = t + 1 - done
-            dgemm(PLAIN, PLAIN, &edge, &n, &rest, &UNIT, &self.K[done, done - MARCH_BLOCK], &ld,
-                  &self.h[first, done], &ld_h, &ZERO, scratch, &edge)
+            march_rows_times_matrix(n, t + 1 - done, &self.h[first, done], ld_h,
+                                    &self.K[done, done - MARCH_BLOCK], ld, scratch, MARCH_BLOCK)
             for k in range(n):
                 march_lower_block_product(edge, -self.eigenvalue[first + k], scratch + k * MARCH_BLOCK,
                                           &self.diagonal[first + k, j, 0, 0],
@@ -412,10 +411,9 @@ cdef class TwoTimeMarch:
 
     cdef void variance_columns(self, int t, int panel) noexcept nogil:
         """u_k = H_k(t, .) Z of all modes, for a panel of columns: more rows at a time than a chunk has."""
-        cdef int ld = self.n_rows, ld_h = <int> self.h.shape[1], length = t + 1
-        cdef int first = panel * COLUMNS, width = min(COLUMNS, length - panel * COLUMNS)
-        dgemm(PLAIN, PLAIN, &width, &self.n_modes, &length, &UNIT, &self.Z[0, first], &ld, &self.h[0, 0], &ld_h,
-              &ZERO, &self.u[0, first], &ld_h)
+        cdef int first = panel * MARCH_BLOCK
+        march_rows_times_matrix(self.n_modes, t + 1, &self.h[0, 0], self.h.shape[1], &self.Z[0, first],
+                                self.Z.shape[1], &self.u[0, first], self.u.shape[1])
 
     cdef void variance_chunk(self, int t, int chunk) noexcept nogil:
         cdef int first = self.first_mode(chunk), n = self.first_mode(chunk + 1) - first
@@ -473,8 +471,8 @@ cdef class TwoTimeMarch:
             start = j * MARCH_BLOCK
             width = min(edge, t + 1 - start)
             if j > 0:
-                dgemm(TRANSPOSED, PLAIN, &width, &n, &start, &UNIT, &self.K[start, 0], &ld,
-                      &self.x[first, 0], &ld_h, &ZERO, scratch, &edge)
+                march_rows_times_transposed(n, start, width, &self.x[first, 0], ld_h, &self.K[start, 0], ld,
+                                            scratch)
             for k in range(n):
                 if j > 0:
                     for s in range(width):
