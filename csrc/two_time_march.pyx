@@ -64,6 +64,24 @@ cdef enum:
     PANEL = 32
     LANES_ = 8
 
+# The phases of a row, in their order.
+cdef enum:
+    READOUT_SUMS
+    READOUT_ROW
+    MEMORY_SUMS
+    MEMORY_ROW
+    RESOLVENTS
+    RESOLVENT_ROW
+    FEATURE_SUMS
+    FEATURE_ROW
+    NOISE
+    VARIANCE_COLUMNS
+    VARIANCES
+    LOSS
+    PROPAGATE
+    CORRELATION_ROW
+    RESPONSES
+
 BLOCK = MARCH_BLOCK
 MODE_GROUP = GROUP
 LANES = LANES_
@@ -157,90 +175,80 @@ cdef class TwoTimeMarch:
             self.march_rows(worker)
 
     cdef void march_rows(self, int worker) noexcept nogil:
-        cdef int t, item
-        cdef bint finite_width = self.inverse_width > 0.0
+        cdef int t
+        cdef bint finite_width = self.inverse_width > 0.0, rich = self.gamma > 0.0
         for t in range(self.n_rows):
             if worker == 0:
                 self.stopping = self.stop_requested
             if self.meet() or self.stopping:
                 return
-            if t > 0:
-                if self.gamma > 0.0:
-                    for item in range(LANES_):
-                        if item % self.n_workers == worker:
-                            self.readout_lane(t, item)
-                    if self.meet():
-                        return
-                if worker == 0:
-                    self.readout_row(t)
-                if self.meet():
-                    return
-                if finite_width:
-                    for item in range(LANES_):
-                        if item % self.n_workers == worker:
-                            self.memory_lane(t, item)
-                    if self.meet():
-                        return
-            if worker == 0:
-                self.memory_row(t)
-            if self.meet():
-                return
-            for item in range(self.n_chunks):
-                if item % self.n_workers == worker:
-                    self.resolvent_chunk(t, item)
-            if self.meet():
+            if (
+                (t > 0 and rich and self.share(READOUT_SUMS, LANES_, t, worker))
+                or (t > 0 and self.alone(READOUT_ROW, t, worker))
+                or (t > 0 and finite_width and self.share(MEMORY_SUMS, LANES_, t, worker))
+                or self.alone(MEMORY_ROW, t, worker)
+                or self.share(RESOLVENTS, self.n_chunks, t, worker)
+                or self.alone(RESOLVENT_ROW, t, worker)
+                or (finite_width and self.share(FEATURE_SUMS, LANES_, t, worker))
+                or (finite_width and self.alone(FEATURE_ROW, t, worker))
+                or (finite_width and self.share(NOISE, LANES_, t, worker))
+                or (finite_width and self.share(VARIANCE_COLUMNS, t // MARCH_BLOCK + 1, t, worker))
+                or self.share(VARIANCES, self.n_chunks, t, worker)
+                or self.alone(LOSS, t, worker)
+                or self.failed
+                or self.share(PROPAGATE, self.n_chunks, t, worker)
+                or self.alone(CORRELATION_ROW, t, worker)
+                or (finite_width and self.share(RESPONSES, LANES_, t, worker))
+            ):
                 return
             if worker == 0:
-                self.resolvent_row(t)
-            if self.meet():
-                return
-            if finite_width:
-                for item in range(LANES_):
-                    if item % self.n_workers == worker:
-                        self.feature_lane(t, item)
-                if self.meet():
-                    return
-                if worker == 0:
-                    self.feature_row(t)
-                if self.meet():
-                    return
-                for item in range(LANES_):
-                    if item % self.n_workers == worker:
-                        self.noise_lane(t, item)
-                if self.meet():
-                    return
-                for item in range(t // MARCH_BLOCK + 1):
-                    if item % self.n_workers == worker:
-                        self.variance_columns(t, item)
-                if self.meet():
-                    return
-            for item in range(self.n_chunks):
-                if item % self.n_workers == worker:
-                    self.variance_chunk(t, item)
-            if self.meet():
-                return
-            if worker == 0:
-                self.failed = self.loss_entry(t)
-            if self.meet() or self.failed:
-                return
-            for item in range(self.n_chunks):
-                if item % self.n_workers == worker:
-                    self.propagate_chunk(t, item)
-            if self.meet():
-                return
-            if worker == 0:
-                self.correlation_row(t)
-            if self.meet():
-                return
-            if finite_width:
-                for item in range(LANES_):
-                    if item % self.n_workers == worker:
-                        self.response_lane(t, item)
-                if self.meet():
-                    return
-            if worker == 0:
-                self.response_row(t)
                 self.rows_finished = t + 1
+
+    cdef int share(self, int phase, int n_items, int t, int worker) noexcept nogil:
+        """Do this worker's items of a phase, then meet the others; nonzero if the team is given up."""
+        cdef int item
+        for item in range(n_items):
+            if item % self.n_workers == worker:
+                self.run(phase, t, item)
+        return self.meet()
+
+    cdef int alone(self, int phase, int t, int worker) noexcept nogil:
+        """Let worker 0 do a phase, then meet the others; nonzero if the team is given up."""
+        if worker == 0:
+            self.run(phase, t, 0)
+        return self.meet()
+
+    cdef void run(self, int phase, int t, int item) noexcept nogil:
+        if phase == READOUT_SUMS:
+            self.readout_lane(t, item)
+        elif phase == READOUT_ROW:
+            self.readout_row(t)
+        elif phase == MEMORY_SUMS:
+            self.memory_lane(t, item)
+        elif phase == MEMORY_ROW:
+            self.memory_row(t)
+        elif phase == RESOLVENTS:
+            self.resolvent_chunk(t, item)
+        elif phase == RESOLVENT_ROW:
+            self.resolvent_row(t)
+        elif phase == FEATURE_SUMS:
+            self.feature_lane(t, item)
+        elif phase == FEATURE_ROW:
+            self.feature_row(t)
+        elif phase == NOISE:
+            self.noise_lane(t, item)
+        elif phase == VARIANCE_COLUMNS:
+            self.variance_columns(t, item)
+        elif phase == VARIANCES:
+            self.variance_chunk(t, item)
+        elif phase == LOSS:
+            self.failed = self.loss_entry(t)
+        elif phase == PROPAGATE:
+            self.propagate_chunk(t, item)
+        elif phase == CORRELATION_ROW:
+            self.correlation_row(t)
+        elif phase == RESPONSES:
+            self.response_lane(t, item)
 
     cdef inline int meet(self) noexcept nogil:
         return march_barrier_wait(&self.barrier)
@@ -514,6 +522,10 @@ cdef class TwoTimeMarch:
             self.second_row[t] = dot(length, &self.R_22[t, 0], C_1)
             for s in range(t):
                 self.second_row[s] += C_1[s]
+        else:
+            # R_22 = 1 at infinite width: C_2 = C_1
+            for s in range(length):
+                self.C_2[t, s] = C_1[s]
 
     cdef void response_lane(self, int t, int lane) noexcept nogil:
         """C_2(t, .) = (R_22 C_1)(t, .) R_22^T, with 1 on the diagonal of R_22."""
@@ -524,13 +536,6 @@ cdef class TwoTimeMarch:
             for s in range(first, last):
                 self.C_2[t, s] = self.dots[s] + self.second_row[s]
             first += LANES_ * PANEL
-
-    cdef void response_row(self, int t) noexcept nogil:
-        cdef int s
-        # R_22 = 1 at infinite width
-        if self.inverse_width == 0.0:
-            for s in range(t + 1):
-                self.C_2[t, s] = self.C_1[t, s]
 
 
 def chunk_count(int n_modes):

@@ -261,7 +261,8 @@ def _write_png(path: Path, theory: DMFTSolution, simulation: Simulation | None) 
 def _print_table(console: Console, task: str, theory: DMFTSolution, simulation: Simulation | None) -> None:
     from rich.table import Table
 
-    table = Table(title=f"{task}: {theory.model.summary()}", title_style="", title_justify="left")
+    console.print(f"{task}: {theory.model.summary()}", soft_wrap=True, highlight=False, markup=False)
+    table = Table()
     table.add_column("step", justify="right")
     table.add_column("theory", justify="right")
     z = None
