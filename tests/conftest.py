@@ -1,9 +1,16 @@
-"""Shared set-up: references beside the tests are importable, pictures need no screen."""
+"""Shared set-up: references beside the tests are importable, pictures need no screen, examples are repeatable."""
 
+import os
 import sys
 from pathlib import Path
 
+import hypothesis
 import matplotlib
 
 matplotlib.use("Agg")
 sys.path.insert(0, str(Path(__file__).parent))
+
+# The same examples every time; HYPOTHESIS_PROFILE=explore looks for new ones.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("explore", deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))

@@ -201,7 +201,7 @@ def small_models(draw):
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(model=small_models(), shorter=st.integers(1, 40), longer=st.integers(41, 80))
 def test_first_steps_of_a_longer_run_are_the_shorter_run(model, shorter, longer):
     """Later steps never alter earlier rows; few modes, so nothing is merged and equality is to rounding."""
@@ -213,7 +213,7 @@ def test_first_steps_of_a_longer_run_are_the_shorter_run(model, shorter, longer)
         np.testing.assert_allclose(part, getattr(short, name), rtol=1e-11, atol=1e-13)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(model=small_models())
 def test_structure_of_the_two_time_functions(model):
     """Causality, symmetry, positive semidefiniteness, the split of the loss, monotone bias of a convex problem."""
@@ -238,7 +238,7 @@ def test_structure_of_the_two_time_functions(model):
     assert solution.loss[0] == pytest.approx(model.spectrum.total_target_power, rel=1e-13, abs=1e-300)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(model=small_models(), seed=st.integers(0, 2**32 - 1))
 def test_mode_order_does_not_matter(model, seed):
     order = np.random.default_rng(seed).permutation(model.spectrum.n_modes)
@@ -247,7 +247,7 @@ def test_mode_order_does_not_matter(model, seed):
     np.testing.assert_array_equal(loss, sf.solve_dmft(model, 30).loss)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(model=small_models(), copies=st.integers(2, 5))
 def test_splitting_a_mode_into_weights_does_not_matter(model, copies):
     """c modes of one eigenvalue that share a target power equal one node of weight c."""

@@ -276,7 +276,7 @@ def test_spectrum_refuses_zeros_only():
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".csv", ".NPZ", ".Csv"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(spectrum=explicit_spectra())
 def test_files_hold_every_bit(tmp_path_factory, suffix, spectrum):
     path = tmp_path_factory.mktemp("spectra") / f"spectrum{suffix}"
@@ -412,7 +412,7 @@ def test_endless_csv_fields_are_refused(tmp_path, quote):
     assert "row 3" in _refused(path)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(content=st.binary(max_size=200) | st.text(alphabet='#",\n\r 1.e-xeigenvalue', max_size=80).map(str.encode))
 def test_no_content_of_a_csv_gives_another_error(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("spectra") / "spectrum.csv"
@@ -511,7 +511,7 @@ def test_other_files_named_npz_are_refused(tmp_path):
     assert _refused(path).startswith("not a readable .npz archive")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_damaged_npz_is_refused_or_reads_the_same(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("spectra") / "spectrum.npz"
