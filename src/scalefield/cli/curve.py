@@ -151,12 +151,11 @@ def curve(
         markup=False,
     )
     if interrupted:
-        finished = f"{simulation.n_runs if simulation else 0} of {runs} runs"
+        finished = f"{theory.n_steps} of {steps} steps of theory"
+        if runs:
+            finished += f" and {simulation.n_runs if simulation else 0} of {runs} runs"
         errors.print(
-            f"scalefield: interrupted after {theory.n_steps} of {steps} steps of theory and {finished}; "
-            "what was finished is written",
-            soft_wrap=True,
-            highlight=False,
+            f"scalefield: interrupted after {finished}; what was finished is written", soft_wrap=True, highlight=False
         )
         return 130
     return 0
