@@ -185,6 +185,32 @@ def test_infinite_spectrum_is_the_limit_of_many_modes():
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-11)
 
 
+def test_quadrature_error_admits_a_horizon_that_was_never_reached(monkeypatch):
+    """After three marches that outgrew their nodes the solution says that its sums are not resolved."""
+    model = sf.Model(sf.PowerLawSpectrum(1.5, 0.5), width=64, gamma=1.0, batch_size=16)
+    assert sf.solve_dmft(model, 60).quadrature_error < 1e-11
+    marches = []
+
+    def always_further(solution):
+        marches.append(solution)
+        return 1e3 ** len(marches)
+
+    monkeypatch.setattr(two_time, "_reached_time", always_further)
+    assert sf.solve_dmft(model, 60).quadrature_error == np.inf
+    assert len(marches) == 3
+
+
+@pytest.mark.parametrize("alpha", [6.0, 60.0])
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_steep_spectra(alpha, gamma):
+    """Eigenvalues down to underflow: only the first modes matter. 1e-12: the sums' accuracy."""
+    few, many = (
+        sf.solve_dmft(sf.Model(sf.PowerLawSpectrum(alpha, 1.0, n), width=16, gamma=gamma, batch_size=8), 60)
+        for n in (40 if alpha > 50 else 4000, None)
+    )
+    np.testing.assert_allclose(few.loss, many.loss, rtol=1e-12)
+
+
 @st.composite
 def small_models(draw):
     n = draw(st.integers(1, 6))

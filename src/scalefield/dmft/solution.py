@@ -49,7 +49,8 @@ class DMFTSolution(Result):
     n_nodes : int
         Nodes that stood for the modes in the two-time sums.
     quadrature_error : float
-        Estimated error of sums over modes relative to their total mass.
+        Estimated error of sums over modes relative to their total mass; inf for an unstable run that outgrew
+        every estimate of its effective time.
 
     References
     ----------
