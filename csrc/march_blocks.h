@@ -69,7 +69,6 @@ static inline int march_barrier_wait(march_barrier *barrier) {
 
 /* Four doubles that the compiler keeps in whatever vector registers the target has. */
 typedef double march_vec __attribute__((vector_size(32), aligned(8), may_alias));
-typedef double march_aligned_vec __attribute__((vector_size(32), may_alias));
 
 static inline __attribute__((always_inline)) double march_vec_sum(march_vec v) {
     return (v[0] + v[1]) + (v[2] + v[3]);
@@ -115,30 +114,28 @@ static void march_upper_block_product(int n, double scale, const double *x, cons
 }
 
 /* Products of the rows of several modes (their number a multiple of 4) with a matrix they share. The shapes are too
- * narrow for a general matrix product, which spends much of its time on copies: here a piece of the shared matrix is
- * copied once, to where it is aligned and in the first-level cache, and serves all modes, four at a time.
+ * narrow for a general matrix product, which spends much of its time on copies of the shared matrix. Here its rows
+ * begin at cache lines and are read in place, a piece at a time that stays in the first-level cache for all modes.
  *
  *     out[k][c] = sum_{r<n} x[k][r] a[r][c]      for MARCH_BLOCK columns c, out with rows of length ld_out
  */
 MARCH_CLONES
 static void march_rows_times_matrix(int n_modes, int n, const double *restrict x, long ld_x,
                                     const double *restrict a, long ld, double *restrict out, long ld_out) {
-    enum { PIECE = 96, VECS = MARCH_BLOCK / 4 };
-    march_aligned_vec piece[PIECE * VECS];
+    enum { PIECE = 96 };
     for (int k = 0; k < n_modes; ++k)
         for (int c = 0; c < MARCH_BLOCK; ++c) out[k * ld_out + c] = 0.0;
     for (int first = 0; first < n; first += PIECE) {
         const int length = first + PIECE < n ? PIECE : n - first;
-        for (int r = 0; r < length; ++r)
-            for (int v = 0; v < VECS; ++v) piece[r * VECS + v] = *(const march_vec *)(a + (first + r) * ld + 4 * v);
         for (int k = 0; k < n_modes; k += 4) {
             const double *x0 = x + k * ld_x + first, *x1 = x0 + ld_x, *x2 = x1 + ld_x, *x3 = x2 + ld_x;
-            for (int v = 0; v < VECS; v += 2) {
+            for (int c = 0; c < MARCH_BLOCK; c += 8) {
+                const double *row = a + first * ld + c;
                 march_vec sum[4][2];
                 for (int m = 0; m < 4; ++m)
-                    for (int w = 0; w < 2; ++w) sum[m][w] = *(march_vec *)(out + (k + m) * ld_out + 4 * (v + w));
-                for (int r = 0; r < length; ++r) {
-                    const march_aligned_vec left = piece[r * VECS + v], right = piece[r * VECS + v + 1];
+                    for (int v = 0; v < 2; ++v) sum[m][v] = *(march_vec *)(out + (k + m) * ld_out + c + 4 * v);
+                for (int r = 0; r < length; ++r, row += ld) {
+                    const march_vec left = *(const march_vec *)row, right = *(const march_vec *)(row + 4);
                     sum[0][0] += x0[r] * left;
                     sum[0][1] += x0[r] * right;
                     sum[1][0] += x1[r] * left;
@@ -149,7 +146,7 @@ static void march_rows_times_matrix(int n_modes, int n, const double *restrict x
                     sum[3][1] += x3[r] * right;
                 }
                 for (int m = 0; m < 4; ++m)
-                    for (int w = 0; w < 2; ++w) *(march_vec *)(out + (k + m) * ld_out + 4 * (v + w)) = sum[m][w];
+                    for (int v = 0; v < 2; ++v) *(march_vec *)(out + (k + m) * ld_out + c + 4 * v) = sum[m][v];
             }
         }
     }

@@ -100,13 +100,14 @@ cdef inline double dot(int n, double *x, double *y) noexcept nogil:
 cdef class TwoTimeMarch:
     """State of one march; `march(worker)` is called by every thread of a team of `n_workers`.
 
-    The two-time arrays are zero on entry, (T, T), and filled row by row in their lower triangle (Z in both).
+    The two-time arrays are zero on entry and filled row by row in their lower triangle (Z in both). They have T
+    rows, all of one length: T or more, a whole number of blocks.
     The number of modes is a multiple of MODE_GROUP; modes of weight 0 fill it up.
     """
 
     # Settings.
     cdef double learning_rate, gamma, inverse_width, inverse_batch, noise_power, largest_loss
-    cdef int n_rows, n_modes, n_sources, n_workers, n_chunks
+    cdef int n_rows, ld, n_modes, n_sources, n_workers, n_chunks
     # Arrays of the caller.
     cdef double[:, ::1] H_w, C_w, P, K, R_13, R_22, Z, C_0, C_1, C_2
     cdef double[::1] bias, feature_variance, sgd_variance, loss
@@ -134,7 +135,7 @@ cdef class TwoTimeMarch:
         self.learning_rate, self.gamma = learning_rate, gamma
         self.inverse_width, self.inverse_batch = inverse_width, inverse_batch
         self.noise_power, self.largest_loss = noise_power, largest_loss
-        self.n_rows = self.loss.shape[0]
+        self.n_rows, self.ld = self.loss.shape[0], self.H_w.shape[1]
         self.n_modes, self.n_sources = eigenvalue.shape[0], source_eigenvalue.shape[0]
         self.n_workers, self.n_chunks = n_workers, chunk_count(self.n_modes)
         self.h, self.u, self.x = workspace["h"], workspace["u"], workspace["x"]
@@ -264,7 +265,7 @@ cdef class TwoTimeMarch:
     cdef void readout_lane(self, int t, int lane) noexcept nogil:
         """Products of x = C_2(t-1, .) with H_w from both sides and with the symmetric C_w, rows <= t-1."""
         cdef int first = lane * PANEL, last
-        cdef long ld = self.n_rows
+        cdef long ld = self.ld
         cdef double *x = &self.C_2[t - 1, 0]
         memset(&self.sums[lane, 0], 0, t * sizeof(double))
         memset(&self.second_sums[lane, 0], 0, t * sizeof(double))
@@ -315,7 +316,7 @@ cdef class TwoTimeMarch:
         cdef int first = lane * PANEL
         memset(&self.sums[lane, 0], 0, t * sizeof(double))
         while first < t:
-            march_lower_sums(first, min(first + PANEL, t), &self.R_22[0, 0], self.n_rows, &self.P[t, 0],
+            march_lower_sums(first, min(first + PANEL, t), &self.R_22[0, 0], self.ld, &self.P[t, 0],
                              &self.sums[lane, 0])
             first += LANES_ * PANEL
 
@@ -339,7 +340,7 @@ cdef class TwoTimeMarch:
     cdef void resolvent_chunk(self, int t, int chunk) noexcept nogil:
         """h_k (1 + lambda_k K) = e_t for the modes of a chunk, from the last column block to the first."""
         cdef int first = self.first_mode(chunk), n = self.first_mode(chunk + 1) - first
-        cdef int ld = self.n_rows, ld_h = <int> self.h.shape[1], edge = MARCH_BLOCK
+        cdef int ld = self.ld, ld_h = <int> self.h.shape[1], edge = MARCH_BLOCK
         cdef int last = t // MARCH_BLOCK, local = t - last * MARCH_BLOCK
         cdef int k, s, j, done
         cdef double *scratch = &self.chunk_scratch[chunk, 0]
@@ -392,7 +393,7 @@ cdef class TwoTimeMarch:
         memset(&self.sums[lane, 0], 0, (t + 1) * sizeof(double))
         memset(&self.second_sums[lane, 0], 0, (t + 1) * sizeof(double))
         while first < t:
-            march_lower_both_pair(first, min(first + PANEL, t), &self.C_1[0, 0], self.n_rows, &self.K[t, 0],
+            march_lower_both_pair(first, min(first + PANEL, t), &self.C_1[0, 0], self.ld, &self.K[t, 0],
                                   &self.R_22[t, 0], &self.dots[0], &self.second_dots[0],
                                   &self.sums[lane, 0], &self.second_sums[lane, 0])
             first += LANES_ * PANEL
@@ -411,7 +412,7 @@ cdef class TwoTimeMarch:
         cdef int first = lane * PANEL, last, s
         while first < t:
             last = min(first + PANEL, t)
-            march_lower_dots(first, last, &self.K[0, 0], self.n_rows, &self.row[0], &self.dots[0])
+            march_lower_dots(first, last, &self.K[0, 0], self.ld, &self.row[0], &self.dots[0])
             for s in range(first, last):
                 self.Z[t, s] = self.inverse_width * self.dots[s]
                 self.Z[s, t] = self.Z[t, s]
@@ -460,7 +461,7 @@ cdef class TwoTimeMarch:
         x_k (1 + lambda_k K^T) = u_k, from the first column block to the last.
         """
         cdef int first = self.first_mode(chunk), n = self.first_mode(chunk + 1) - first
-        cdef int ld = self.n_rows, ld_h = <int> self.h.shape[1], edge = MARCH_BLOCK
+        cdef int ld = self.ld, ld_h = <int> self.h.shape[1], edge = MARCH_BLOCK
         cdef int last = t // MARCH_BLOCK, j, k, start, width, s
         cdef double *scratch = &self.chunk_scratch[chunk, 0]
         cdef double *sum_1 = &self.chunk_sum[2 * chunk, 0]
@@ -532,7 +533,7 @@ cdef class TwoTimeMarch:
         cdef int first = lane * PANEL, last, s
         while first < t + 1:
             last = min(first + PANEL, t + 1)
-            march_lower_dots(first, last, &self.R_22[0, 0], self.n_rows, &self.second_row[0], &self.dots[0])
+            march_lower_dots(first, last, &self.R_22[0, 0], self.ld, &self.second_row[0], &self.dots[0])
             for s in range(first, last):
                 self.C_2[t, s] = self.dots[s] + self.second_row[s]
             first += LANES_ * PANEL

@@ -218,7 +218,7 @@ def _require_two_time_memory(n_rows: int, n_modes: int) -> None:
     from scalefield._native.two_time_march import BLOCK
 
     arrays = len(_CORRELATIONS) + len(_CAUSAL) + 1
-    needed = 8 * n_rows * (arrays * n_rows + n_modes * (3 + 2 * BLOCK))
+    needed = 8 * n_rows * (arrays * (n_rows + BLOCK + 8) + n_modes * (3 + 2 * BLOCK))
     require_memory(needed, f"the two-time arrays of {n_rows - 1} steps")
 
 
@@ -232,16 +232,16 @@ def _march(model: Model, n_steps: int, measures: _Measures, progress: Progress |
     _require_two_time_memory(n_rows, n_modes)
     n_blocks, n_chunks = -(-n_rows // BLOCK), chunk_count(n_modes)
     padded = n_blocks * BLOCK
+    # Rows begin at cache lines, an odd number of them apart: neighbours do not compete for the same cache sets.
+    ld = padded + 8
     arrays: dict[str, Array] = {name: np.zeros(n_rows) for name in _CURVES}
-    arrays |= {name: np.zeros((n_rows, n_rows)) for name in _CORRELATIONS + _CAUSAL}
+    arrays |= {name: _aligned_zeros(n_rows, ld) for name in _CORRELATIONS + _CAUSAL}
     workspace: dict[str, Array] = {
-        # Whole blocks of columns are read of it.
-        "Z": np.zeros((n_rows, padded)),
-        # An odd number of cache lines between rows keeps them from competing for the same cache sets.
-        **{name: np.zeros((n_modes, padded + 8)) for name in ("h", "u", "x")},
+        "Z": _aligned_zeros(n_rows, ld),
+        **{name: _aligned_zeros(n_modes, ld) for name in ("h", "u", "x")},
         "source_h": np.zeros((n_rows, n_sources)),
-        "diagonal": np.zeros((n_modes, n_blocks, BLOCK, BLOCK)),
-        "diagonal_transposed": np.zeros((n_modes, n_blocks, BLOCK, BLOCK)),
+        "diagonal": _aligned_zeros(n_modes, n_blocks, BLOCK, BLOCK),
+        "diagonal_transposed": _aligned_zeros(n_modes, n_blocks, BLOCK, BLOCK),
         "chunk_sum": np.zeros((2 * n_chunks, padded)),
         "chunk_loss": np.zeros((n_chunks, 2)),
         "chunk_scratch": np.zeros((n_chunks, BLOCK * (n_modes // n_chunks + MODE_GROUP))),
@@ -290,6 +290,14 @@ def _march(model: Model, n_steps: int, measures: _Measures, progress: Progress |
     return solution
 
 
+def _aligned_zeros(*shape: int) -> Array:
+    """Zeros that begin at a cache line (64 bytes)."""
+    size = math.prod(shape)
+    buffer = np.zeros(size + 8)
+    start = -buffer.ctypes.data % 64 // 8
+    return buffer[start : start + size].reshape(shape)
+
+
 def _run_team(march: Any, n_workers: int, n_steps: int, progress: Progress | None) -> None:
     """Run the march on a team of threads; the main thread only waits, so that Ctrl-C is heard."""
     futures: list[Future[None]] = []
@@ -319,6 +327,7 @@ def _solution(
     kept: dict[str, Array] = {}
     for name, array in arrays.items():
         part = array[:n_rows] if name in _CURVES else array[:n_rows, :n_rows]
+        # A view of all rows wastes nothing; one of a few would keep the whole array alive.
         kept[name] = part if whole else part.copy()
     for name in _CORRELATIONS:
         matrix = kept[name]
