@@ -3,6 +3,7 @@
 #define SCALEFIELD_MARCH_BLOCKS_H
 
 #include <stdatomic.h>
+#include <stdlib.h>
 
 #if defined(__x86_64__) || defined(__i386__)
 #define MARCH_PAUSE() __builtin_ia32_pause()
@@ -22,8 +23,9 @@ static inline void march_yield(void) { sched_yield(); }
  * all modes stay in cache. */
 #define MARCH_BLOCK 16
 
-/* Vector code for whichever x86-64 the wheel runs on; elsewhere the compiler's default. */
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
+/* Vector code for whichever x86-64 the wheel runs on; elsewhere (also where libc cannot choose at load time) the
+ * compiler's default. */
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__GLIBC__)
 #define MARCH_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #else
 #define MARCH_CLONES

@@ -24,12 +24,17 @@ from scalefield.spectrum import PowerLawSpectrum, Spectrum, Task
 if TYPE_CHECKING:
     from rich.console import Console
 
+    _FloatType = click.ParamType[float]
+else:
+    # Not generic at run time in every supported version.
+    _FloatType = click.ParamType
+
 __all__ = ["curve"]
 
 _DEFAULT_MODES = 4096
 
 
-class _SizeOrInfinity(click.ParamType[float]):
+class _SizeOrInfinity(_FloatType):
     """A positive integer, or inf."""
 
     name = "integer|inf"
