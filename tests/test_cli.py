@@ -163,6 +163,18 @@ def test_unwritable_folder_is_named(tmp_path):
     assert process.stderr.count("\n") == 1
 
 
+def test_read_only_folder_is_refused_before_anything_is_computed(tmp_path, monkeypatch, capsys):
+    def computed(*_, **__):
+        pytest.fail("results would have been lost")
+
+    monkeypatch.setattr(sys.modules["scalefield.cli.curve"], "solve_dmft", computed)
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["curve", "digits", *SMALL, "--out", str(tmp_path)])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"scalefield: error: {tmp_path}: cannot write into this folder\n"
+
+
 def test_unstable_learning_rate_is_warned_about(tmp_path):
     arguments = ["--alpha", "1.5", "--beta", "0.5", "--modes", "20", "--gamma", "0", "--learning-rate", "1.25"]
     process = run("curve", *arguments, *SMALL, "--out", tmp_path)

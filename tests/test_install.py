@@ -198,8 +198,7 @@ def test_readme_examples(monkeypatch, tmp_path):
     """Python blocks of the README, in order and in one namespace: doctests where they have prompts, else scripts."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     blocks = list(re.finditer(r"^```(?:python|py|pycon)\s*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL))
-    if not blocks:
-        pytest.skip("the README has no Python examples")
+    assert blocks, "the README has no Python examples"
     namespace: dict = {}
     for block in blocks:
         line = text.count("\n", 0, block.start(1))

@@ -191,16 +191,18 @@ def merge(x: Array, mass: Array, horizon: float, rtol: float) -> tuple[Array, Ar
     # Errors of the groups add up in the worst case, function by function.
     error = np.zeros((2, tau.size))
     group = np.maximum(np.floor(np.log2(np.maximum(x * horizon, 1e-300) / 8.0)), -1.0)
-    for members in np.split(np.arange(x.size), np.flatnonzero(np.diff(group)) + 1):
+    groups = np.split(np.arange(x.size), np.flatnonzero(np.diff(group)) + 1)
+    # Errors of all groups together stay below rtol.
+    allowed = rtol * total * min(0.1, 1.0 / len(groups))
+    for members in groups:
         group_x, group_mass = x[members], mass[members]
         exact = _test_sums(group_x, group_mass, tau)
-        # Twenty groups at most carry weight: a fraction of rtol each keeps the sum below rtol.
         for n in range(4, 40):
             if n >= members.size:
                 break
             new_x, new_mass = _gauss_rule(group_x, group_mass, n)
             deviation = np.abs(_test_sums(new_x, new_mass, tau) - exact)
-            if deviation.max() <= 0.1 * rtol * total:
+            if deviation.max() <= allowed:
                 group_x, group_mass = new_x, new_mass
                 error += deviation
                 break
@@ -335,9 +337,14 @@ def _gauss_rule(x: Array, mass: Array, n: int) -> tuple[Array, Array]:
     return (scale * nodes)[::-1], (mass.sum() * vectors[0] ** 2)[::-1]
 
 
-def check_quadrature_arguments(rtol: float, horizon: float) -> tuple[float, float]:
-    """Validate the two settings that every `quadrature` method takes."""
+def check_rtol(rtol: float) -> float:
+    """Validate the accuracy asked of sums over modes."""
     rtol = as_float("rtol", rtol, minimum=1e-13)
     if rtol > 0.1:
         raise ValueError(f"rtol must be at most 0.1, got {rtol!r}")
-    return rtol, as_float("horizon", horizon, minimum=1.0)
+    return rtol
+
+
+def check_quadrature_arguments(rtol: float, horizon: float) -> tuple[float, float]:
+    """Validate the two settings that every `quadrature` method takes."""
+    return check_rtol(rtol), as_float("horizon", horizon, minimum=1.0)

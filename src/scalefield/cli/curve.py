@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -121,6 +123,9 @@ def curve(
     if runs and spectrum.n_modes is None:
         raise ValueError("runs must be 0 for a spectrum of infinitely many modes: give --runs 0 or --modes M")
     out.mkdir(parents=True, exist_ok=True)
+    # Found out now, not when there are results to lose.
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, "cannot write into this folder", str(out))
 
     console, errors = Console(), Console(stderr=True)
     theory: DMFTSolution | None

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from scalefield._memory import require_memory
 from scalefield._progress import Progress
 from scalefield._threads import single_threaded_blas, thread_count
-from scalefield._validate import as_count, as_float
+from scalefield._validate import as_count
 from scalefield.dmft.solution import DMFTSolution
 from scalefield.errors import DivergenceError, Interrupted, StabilityWarning
 from scalefield.model import Model
-from scalefield.quadrature import SpectralNodes, merge
+from scalefield.quadrature import SpectralNodes, check_rtol, merge
 
 __all__ = ["solve_dmft"]
 
@@ -115,9 +115,7 @@ def solve_dmft(
     if not isinstance(model, Model):
         raise TypeError(f"model must be a Model, got {model!r} of type {type(model).__name__}")
     n_steps = as_count("n_steps", n_steps)
-    rtol = as_float("rtol", rtol, minimum=1e-13)
-    if rtol > 0.1:
-        raise ValueError(f"rtol must be at most 0.1, got {rtol!r}")
+    rtol = check_rtol(rtol)
     if nodes is not None and not isinstance(nodes, SpectralNodes):
         raise TypeError(f"nodes must be SpectralNodes, got {nodes!r} of type {type(nodes).__name__}")
     # A lower bound before any work: the two-time arrays alone.
