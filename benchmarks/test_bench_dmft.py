@@ -13,6 +13,8 @@ import pytest
 import scalefield as sf
 from reference_dmft import march_reference
 from scalefield.dmft import two_time
+from scalefield.dmft.spectral import solve_spectral
+from scalefield.resolvent import DeterministicEquivalent
 
 MODEL = sf.Model(sf.PowerLawSpectrum(1.5, 0.5), width=256, gamma=1.0, learning_rate=0.1, batch_size=32)
 PARAMETERS = {"width": 256, "gamma": 1.0, "learning_rate": 0.1, "batch_size": 32}
@@ -20,9 +22,9 @@ PARAMETERS = {"width": 256, "gamma": 1.0, "learning_rate": 0.1, "batch_size": 32
 
 def nodes_of_the_march(n_steps: int) -> sf.SpectralNodes:
     """The nodes to which the solver merges the infinite spectrum, with the power law's target on them."""
-    measures = two_time._Measures(MODEL, None, two_time._effective_time(MODEL, n_steps, None), 1e-12)
+    measures = two_time._mode_measures(MODEL, None, two_time._effective_time(MODEL, n_steps, None), 1e-12)
     target_power = measures.eigenvalue ** (MODEL.spectrum.beta + 1.0 / MODEL.spectrum.alpha)
-    return sf.SpectralNodes(measures.eigenvalue, target_power, measures.mode_weight)
+    return sf.SpectralNodes(measures.eigenvalue, target_power, measures.weight)
 
 
 def march_in_numpy(nodes: sf.SpectralNodes, n_steps: int) -> np.ndarray:
@@ -53,7 +55,7 @@ def test_whole_call(benchmark, n_steps, engine):
     """The infinite spectrum, from the model to the learning curve."""
     nodes = MODEL.spectrum.quadrature(rtol=1e-10, horizon=1e4)
     solve = {
-        "package": lambda: sf.solve_dmft(MODEL, n_steps).loss,
+        "package": lambda: sf.solve_dmft(MODEL, n_steps, "two-time").loss,
         "numpy": lambda: march_in_numpy(nodes, n_steps),
     }
     benchmark.group = f"whole call, {n_steps} steps of the infinite spectrum"
@@ -68,8 +70,31 @@ def test_thousand_steps(benchmark, n_modes):
     """The bar: 1,000 steps in 10 s."""
     model = MODEL.replace(spectrum=sf.PowerLawSpectrum(1.5, 0.5, n_modes))
     benchmark.group = "1,000 steps, whole call"
-    solution = benchmark.pedantic(lambda: sf.solve_dmft(model, 1000), rounds=3, warmup_rounds=1)
+    solution = benchmark.pedantic(lambda: sf.solve_dmft(model, 1000, "two-time"), rounds=3, warmup_rounds=1)
     assert solution.quadrature_error < 1e-11
+
+
+@pytest.mark.parametrize("form", ["spectral", "two-time"])
+@pytest.mark.parametrize("n_steps", [500, 1000, 2000])
+def test_spectral_form(benchmark, n_steps, form):
+    """One theory in two forms; the spectral one from the finished measure. The bar: 2,000 steps in 20 s."""
+    measure = DeterministicEquivalent(MODEL.spectrum, MODEL.width).measure()
+    solve = {
+        "spectral": lambda steps: solve_spectral(MODEL, steps, measure, 1e-12, None),
+        "two-time": lambda steps: sf.solve_dmft(MODEL, steps, "two-time"),
+    }
+    np.testing.assert_allclose(solve["spectral"](100).loss, solve["two-time"](100).loss, rtol=1e-10)
+    benchmark.group = f"forms of the theory, {n_steps} steps"
+    solution = benchmark.pedantic(lambda: solve[form](n_steps), rounds=3 if n_steps <= 1000 else 1)
+    benchmark.extra_info["nodes"] = solution.n_nodes
+    assert solution.quadrature_error < 1e-11
+
+
+def test_four_thousand_steps(benchmark):
+    """The bar: 3 minutes."""
+    measure = DeterministicEquivalent(MODEL.spectrum, MODEL.width).measure()
+    benchmark.group = "4,000 steps, spectral form"
+    benchmark.pedantic(lambda: solve_spectral(MODEL, 4000, measure, 1e-12, None), rounds=1)
 
 
 @pytest.mark.parametrize("engine", ["quadrature", "all modes"])

@@ -1,4 +1,4 @@
-/* Helpers of the two-time march that need plain C: a barrier and the products with small diagonal blocks. */
+/* Helpers of the two-time march that need plain C: a barrier, and products and solves for many modes at once. */
 #ifndef SCALEFIELD_MARCH_BLOCKS_H
 #define SCALEFIELD_MARCH_BLOCKS_H
 
@@ -19,8 +19,8 @@ static inline void march_yield(void) { SwitchToThread(); }
 static inline void march_yield(void) { sched_yield(); }
 #endif
 
-/* Edge of the diagonal blocks: long enough for a matrix product per block, short enough that the blocks of
- * all modes stay in cache. */
+/* Edge of the diagonal blocks of the triangular solves: long enough for a matrix product per block, short enough
+ * that a column of a block stays in registers. */
 #define MARCH_BLOCK 16
 
 /* Vector code for whichever x86-64 the wheel runs on; elsewhere (also where libc cannot choose at load time) the
@@ -76,115 +76,214 @@ static inline __attribute__((always_inline)) double march_vec_sum(march_vec v) {
     return (v[0] + v[1]) + (v[2] + v[3]);
 }
 
-/* y_j = scale * sum_{i<n} x_i block[i][j] for all MARCH_BLOCK columns j of a triangular block, lower (j <= i) or
- * upper (j >= i), whose other entries are zero. A whole block goes by tiles of four rows and skips the tiles that
- * are zero. */
-static inline __attribute__((always_inline)) void march_block_kernel(
-    const int lower, int n, double scale, const double *restrict x, const double *restrict block,
-    double *restrict y_out) {
-    enum { TILES = MARCH_BLOCK / 4 };
-    march_vec sum[TILES] = {{0.0}};
-    if (n == MARCH_BLOCK) {
-#pragma GCC unroll 8
-        for (int row_tile = 0; row_tile < TILES; ++row_tile) {
+/* Rows of modes: x[r][k] is the value of mode k at time r, modes side by side, their number a multiple of 4. A
+ * register holds four modes, so what all modes share, an entry of a two-time matrix, enters as one factor. */
+
+/* out[c][k] += sum_{r<n} a(c, r) x[r][k] for VECS x 4 modes and OUTS rows of out; one order of summation for
+ * every tile, so that results do not depend on how modes and rows are dealt to tiles. */
+static inline __attribute__((always_inline)) void march_product_tile(
+    const int OUTS, const int VECS, long n, const double *restrict a, long to_out, long to_inner,
+    const double *restrict x, long ld, double *restrict out) {
+    march_vec sum[4][3];
 #pragma GCC unroll 4
-            for (int r = 0; r < 4; ++r) {
-                const int i = 4 * row_tile + r;
-                const double *row = block + i * MARCH_BLOCK;
-#pragma GCC unroll 8
-                for (int tile = 0; tile < TILES; ++tile)
-                    if (lower ? tile <= row_tile : tile >= row_tile)
-                        sum[tile] += x[i] * *(const march_vec *)(row + 4 * tile);
-            }
-        }
-    } else {
-        for (int i = 0; i < n; ++i)
-            for (int tile = 0; tile < TILES; ++tile)
-                sum[tile] += x[i] * *(const march_vec *)(block + i * MARCH_BLOCK + 4 * tile);
+    for (int c = 0; c < OUTS; ++c)
+#pragma GCC unroll 3
+        for (int v = 0; v < VECS; ++v) sum[c][v] = *(march_vec *)(out + c * ld + 4 * v);
+    for (long r = 0; r < n; ++r) {
+#pragma GCC unroll 4
+        for (int c = 0; c < OUTS; ++c)
+#pragma GCC unroll 3
+            for (int v = 0; v < VECS; ++v)
+                sum[c][v] += a[c * to_out + r * to_inner] * *(const march_vec *)(x + r * ld + 4 * v);
     }
-    for (int tile = 0; tile < TILES; ++tile) *(march_vec *)(y_out + 4 * tile) = scale * sum[tile];
+#pragma GCC unroll 4
+    for (int c = 0; c < OUTS; ++c)
+#pragma GCC unroll 3
+        for (int v = 0; v < VECS; ++v) *(march_vec *)(out + c * ld + 4 * v) = sum[c][v];
 }
 
+static inline __attribute__((always_inline)) void march_product_strip(
+    const int OUTS, int n_modes, long n, const double *restrict a, long to_out, long to_inner,
+    const double *restrict x, double *restrict out) {
+    int k = 0;
+    while (k < n_modes) {
+        /* Three vectors at a time; a remainder of four as two and two. */
+        const int left = (n_modes - k) / 4;
+        if (left == 1) {
+            march_product_tile(OUTS, 1, n, a, to_out, to_inner, x + k, n_modes, out + k);
+            k += 4;
+        } else if (left == 2 || left == 4) {
+            march_product_tile(OUTS, 2, n, a, to_out, to_inner, x + k, n_modes, out + k);
+            k += 8;
+        } else {
+            march_product_tile(OUTS, 3, n, a, to_out, to_inner, x + k, n_modes, out + k);
+            k += 12;
+        }
+    }
+}
+
+/* Ask for the entries of a that are needed some strips later: too many rows at once for the processor to foresee. */
+static inline __attribute__((always_inline)) void march_prefetch(const double *a, long n, long step) {
+    for (long i = 0; i < n; ++i) __builtin_prefetch(a + i * step, 0, 2);
+}
+
+static inline __attribute__((always_inline)) void march_product_kernel(
+    int n_modes, long n_out, long n, const double *restrict a, long to_out, long to_inner,
+    const double *restrict x, double *restrict out) {
+    /* A piece of x at a time that stays in the first-level cache for all rows of out. */
+    enum { PIECE = 64, AHEAD = 32 };
+    for (long first = 0; first < n; first += PIECE) {
+        const long length = first + PIECE < n ? PIECE : n - first;
+        const double *part = a + first * to_inner, *x_part = x + first * n_modes;
+        long c = 0;
+        for (; c + 4 <= n_out; c += 4) {
+            if (to_inner == 1)
+                for (int row = 0; row < 4; ++row) march_prefetch(part + (c + row) * to_out + PIECE, PIECE / 8, 8);
+            else if (c % 8 == 0)
+                march_prefetch(part + c + AHEAD, length, to_inner);
+            march_product_strip(4, n_modes, length, part + c * to_out, to_out, to_inner, x_part, out + c * n_modes);
+        }
+        for (; c < n_out; ++c)
+            march_product_strip(1, n_modes, length, part + c * to_out, to_out, to_inner, x_part, out + c * n_modes);
+    }
+}
+
+/* out[c][k] += sum_{r<n} a[c][r] x[r][k] for c < n_out, with rows of a of length ld. */
 MARCH_CLONES
-static void march_lower_block_product(int n, double scale, const double *x, const double *block, double *y_out) {
-    march_block_kernel(1, n, scale, x, block, y_out);
+static void march_matrix_times_modes(int n_modes, int n_out, int n, const double *a, long ld, const double *x,
+                                     double *out) {
+    march_product_kernel(n_modes, n_out, n, a, ld, 1, x, out);
 }
 
+/* out[c][k] += sum_{r<n} a[r][c] x[r][k] for c < n_out, with rows of a of length ld. */
 MARCH_CLONES
-static void march_upper_block_product(int n, double scale, const double *x, const double *block, double *y_out) {
-    march_block_kernel(0, n, scale, x, block, y_out);
+static void march_transposed_times_modes(int n_modes, int n_out, int n, const double *a, long ld, const double *x,
+                                         double *out) {
+    march_product_kernel(n_modes, n_out, n, a, 1, ld, x, out);
 }
 
-/* Products of the rows of several modes (their number a multiple of 4) with a matrix they share. The shapes are too
- * narrow for a general matrix product, which spends much of its time on copies of the shared matrix. Here its rows
- * begin at cache lines and are read in place, a piece at a time that stays in the first-level cache for all modes.
+/* Solve h_k (1 + lambda_k a) = right-hand side in a diagonal block of n <= MARCH_BLOCK times, a strictly lower
+ * triangular, for the first n_unknown of them from the last to the first; h[c] holds sum_{r>=n} h[r] a[r][c] on
+ * entry:
  *
- *     out[k][c] = sum_{r<n} x[k][r] a[r][c]      for MARCH_BLOCK columns c, out with rows of length ld_out
- */
-MARCH_CLONES
-static void march_rows_times_matrix(int n_modes, int n, const double *restrict x, long ld_x,
-                                    const double *restrict a, long ld, double *restrict out, long ld_out) {
-    enum { PIECE = 96 };
-    for (int k = 0; k < n_modes; ++k)
-        for (int c = 0; c < MARCH_BLOCK; ++c) out[k * ld_out + c] = 0.0;
-    for (int first = 0; first < n; first += PIECE) {
-        const int length = first + PIECE < n ? PIECE : n - first;
-        for (int k = 0; k < n_modes; k += 4) {
-            const double *x0 = x + k * ld_x + first, *x1 = x0 + ld_x, *x2 = x1 + ld_x, *x3 = x2 + ld_x;
-            for (int c = 0; c < MARCH_BLOCK; c += 8) {
-                const double *row = a + first * ld + c;
-                march_vec sum[4][2];
-                for (int m = 0; m < 4; ++m)
-                    for (int v = 0; v < 2; ++v) sum[m][v] = *(march_vec *)(out + (k + m) * ld_out + c + 4 * v);
-                for (int r = 0; r < length; ++r, row += ld) {
-                    const march_vec left = *(const march_vec *)row, right = *(const march_vec *)(row + 4);
-                    sum[0][0] += x0[r] * left;
-                    sum[0][1] += x0[r] * right;
-                    sum[1][0] += x1[r] * left;
-                    sum[1][1] += x1[r] * right;
-                    sum[2][0] += x2[r] * left;
-                    sum[2][1] += x2[r] * right;
-                    sum[3][0] += x3[r] * left;
-                    sum[3][1] += x3[r] * right;
-                }
-                for (int m = 0; m < 4; ++m)
-                    for (int v = 0; v < 2; ++v) *(march_vec *)(out + (k + m) * ld_out + c + 4 * v) = sum[m][v];
-            }
+ *     h[c][k] = -lambda_k ( h[c][k] + sum_{c<r<n} h[r][k] a[r][c] ) */
+static inline __attribute__((always_inline)) void march_row_kernel(
+    const int n_unknown, const int n, int n_modes, const double *restrict lambda, const double *restrict a, long ld,
+    double *restrict h) {
+    for (int k = 0; k < n_modes; k += 4) {
+        const march_vec minus_lambda = -*(const march_vec *)(lambda + k);
+        march_vec value[MARCH_BLOCK];
+#pragma GCC unroll 16
+        for (int c = n_unknown; c < n; ++c) value[c] = *(march_vec *)(h + c * n_modes + k);
+#pragma GCC unroll 16
+        for (int c = n_unknown - 1; c >= 0; --c) {
+            march_vec sum = *(march_vec *)(h + c * n_modes + k);
+#pragma GCC unroll 16
+            for (int r = n - 1; r > c; --r) sum += a[r * ld + c] * value[r];
+            value[c] = minus_lambda * sum;
+            *(march_vec *)(h + c * n_modes + k) = value[c];
         }
     }
 }
 
-/* out[k][s] = sum_{r<n} x[k][r] a[s][r] for the first `width` rows s of a; n a multiple of 4, out with rows of
- * length MARCH_BLOCK. */
 MARCH_CLONES
-static void march_rows_times_transposed(int n_modes, int n, int width, const double *restrict x, long ld_x,
-                                        const double *restrict a, long ld, double *restrict out) {
+static void march_solve_row(int n_unknown, int n, int n_modes, const double *lambda, const double *a, long ld,
+                            double *h) {
+    if (n_unknown == MARCH_BLOCK)
+        march_row_kernel(MARCH_BLOCK, MARCH_BLOCK, n_modes, lambda, a, ld, h);
+    else
+        march_row_kernel(n_unknown, n, n_modes, lambda, a, ld, h);
+}
+
+/* Solve x_k (1 + lambda_k a^T) = u_k in a diagonal block of n <= MARCH_BLOCK times, from the first to the last; x
+ * holds u on entry and `before` the sums over the times before the block:
+ *
+ *     x[s][k] = u[s][k] - lambda_k ( before[s][k] + sum_{r<s} a[s][r] x[r][k] ) */
+static inline __attribute__((always_inline)) void march_column_kernel(
+    const int n, int n_modes, const double *restrict lambda, const double *restrict a, long ld,
+    const double *restrict before, double *restrict x) {
     for (int k = 0; k < n_modes; k += 4) {
-        const double *x0 = x + k * ld_x, *x1 = x0 + ld_x, *x2 = x1 + ld_x, *x3 = x2 + ld_x;
-        double *row = out + k * MARCH_BLOCK;
-        for (int s = 0; s < width; s += 2) {
-            /* The last row of an odd number goes with itself. */
-            const int pair = s + 1 < width ? s + 1 : s;
-            const double *a0 = a + s * ld, *a1 = a + pair * ld;
-            march_vec sum[4][2] = {{{0.0}}};
-            for (int r = 0; r < n; r += 4) {
-                const march_vec left = *(const march_vec *)(a0 + r), right = *(const march_vec *)(a1 + r);
-                const march_vec f0 = *(const march_vec *)(x0 + r), f1 = *(const march_vec *)(x1 + r);
-                const march_vec f2 = *(const march_vec *)(x2 + r), f3 = *(const march_vec *)(x3 + r);
-                sum[0][0] += f0 * left;
-                sum[0][1] += f0 * right;
-                sum[1][0] += f1 * left;
-                sum[1][1] += f1 * right;
-                sum[2][0] += f2 * left;
-                sum[2][1] += f2 * right;
-                sum[3][0] += f3 * left;
-                sum[3][1] += f3 * right;
-            }
-            for (int m = 0; m < 4; ++m) {
-                row[m * MARCH_BLOCK + s] = march_vec_sum(sum[m][0]);
-                row[m * MARCH_BLOCK + pair] = march_vec_sum(sum[m][1]);
-            }
+        const march_vec factor = *(const march_vec *)(lambda + k);
+        march_vec value[MARCH_BLOCK];
+#pragma GCC unroll 16
+        for (int s = 0; s < n; ++s) {
+            march_vec sum = *(const march_vec *)(before + s * n_modes + k);
+#pragma GCC unroll 16
+            for (int r = 0; r < s; ++r) sum += a[s * ld + r] * value[r];
+            value[s] = *(march_vec *)(x + s * n_modes + k) - factor * sum;
+            *(march_vec *)(x + s * n_modes + k) = value[s];
         }
+    }
+}
+
+MARCH_CLONES
+static void march_solve_column(int n, int n_modes, const double *lambda, const double *a, long ld,
+                               const double *before, double *x) {
+    if (n == MARCH_BLOCK)
+        march_column_kernel(MARCH_BLOCK, n_modes, lambda, a, ld, before, x);
+    else
+        march_column_kernel(n, n_modes, lambda, a, ld, before, x);
+}
+
+/* u[s][k] = lambda_k u[s][k] + inverse_batch d[s] h[s][k]  for s < n */
+MARCH_CLONES
+static void march_source_rows(int n, int n_modes, const double *restrict lambda, double inverse_batch,
+                              const double *restrict h, const double *restrict d, double *restrict u) {
+    for (int s = 0; s < n; ++s) {
+        const double noise = inverse_batch * d[s];
+        for (int k = 0; k < n_modes; ++k)
+            u[(long)s * n_modes + k] = lambda[k] * u[(long)s * n_modes + k] + noise * h[(long)s * n_modes + k];
+    }
+}
+
+/* Sums over each group of 4 modes, one row of length ld a group:
+ *
+ *     sum_out[g][s]          = sum_{k in g} weight_k x[s][k]
+ *     weighted_sum_out[g][s] = sum_{k in g} weight_k lambda_k x[s][k] */
+MARCH_CLONES
+static void march_group_sums(int n, int n_modes, const double *restrict weight, const double *restrict lambda,
+                             const double *restrict x, long ld, double *restrict sum_out,
+                             double *restrict weighted_sum_out) {
+    for (int g = 0; g < n_modes / 4; ++g) {
+        const march_vec w = *(const march_vec *)(weight + 4 * g);
+        const march_vec w_lambda = w * *(const march_vec *)(lambda + 4 * g);
+        for (int s = 0; s < n; ++s) {
+            const march_vec value = *(const march_vec *)(x + (long)s * n_modes + 4 * g);
+            sum_out[g * ld + s] = march_vec_sum(w * value);
+            weighted_sum_out[g * ld + s] = march_vec_sum(w_lambda * value);
+        }
+    }
+}
+
+/* Sums over times and over each group of 4 modes, two numbers a group:
+ *
+ *     out[g][0] = sum_{k in g} weight_k lambda_k sum_{s<=n} u[s][k] h[s][k]     if with_u, else 0
+ *     out[g][1] = sum_{k in g} weight_k sum_{s<n} d[s] h[s][k]^2 */
+MARCH_CLONES
+static void march_group_squares(int n, int n_modes, int with_u, const double *restrict weight, const double *restrict lambda,
+                                const double *restrict h, const double *restrict u, const double *restrict d,
+                                double *restrict out) {
+    for (int g = 0; g < n_modes / 4; ++g) {
+        const march_vec w = *(const march_vec *)(weight + 4 * g);
+        const double *h_g = h + 4 * g, *u_g = u + 4 * g;
+        march_vec product = {0.0}, square = {0.0}, more = {0.0};
+        int s = 0;
+        for (; s + 2 <= n; s += 2) {
+            const march_vec first = *(const march_vec *)(h_g + (long)s * n_modes);
+            const march_vec second = *(const march_vec *)(h_g + (long)(s + 1) * n_modes);
+            square += d[s] * (first * first);
+            more += d[s + 1] * (second * second);
+        }
+        for (; s < n; ++s) {
+            const march_vec value = *(const march_vec *)(h_g + (long)s * n_modes);
+            square += d[s] * (value * value);
+        }
+        if (with_u)
+            for (s = 0; s <= n; ++s)
+                product += *(const march_vec *)(u_g + (long)s * n_modes) *
+                           *(const march_vec *)(h_g + (long)s * n_modes);
+        out[2 * g] = march_vec_sum(w * *(const march_vec *)(lambda + 4 * g) * product);
+        out[2 * g + 1] = march_vec_sum(w * (square + more));
     }
 }
 
@@ -192,28 +291,6 @@ static void march_rows_times_transposed(int n_modes, int n, int width, const dou
 MARCH_CLONES
 static void march_add(int n, double scale, const double *restrict x, double *restrict y_out) {
     for (int j = 0; j < n; ++j) y_out[j] += scale * x[j];
-}
-
-/* u_j = lambda u_j + inverse_batch h_j d_j */
-MARCH_CLONES
-static void march_source_row(int n, double lambda, double inverse_batch, const double *restrict h,
-                             const double *restrict d, double *restrict u_out) {
-    for (int j = 0; j < n; ++j) u_out[j] = lambda * u_out[j] + inverse_batch * h[j] * d[j];
-}
-
-/* sum_j h_j^2 d_j */
-MARCH_CLONES
-static double march_weighted_square(int n, const double *restrict h, const double *restrict d) {
-    march_vec sum = {0.0}, more = {0.0};
-    int j = 0;
-    for (; j + 8 <= n; j += 8) {
-        const march_vec a = *(const march_vec *)(h + j), b = *(const march_vec *)(h + j + 4);
-        sum += a * a * *(const march_vec *)(d + j);
-        more += b * b * *(const march_vec *)(d + j + 4);
-    }
-    double rest = 0.0;
-    for (; j < n; ++j) rest += h[j] * h[j] * d[j];
-    return march_vec_sum(sum + more) + rest;
 }
 
 /* Products of the strictly lower part of rows first..last-1 of a row-major matrix a with one or two vectors x,

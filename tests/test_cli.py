@@ -42,7 +42,7 @@ def test_curve_of_the_digits(tmp_path):
     result = CliRunner().invoke(commands, ["curve", "digits", *SMALL, "--seed", "3", "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
     model = sf.Model(sf.datasets.digits_spectrum(), width=16, gamma=1.0, batch_size=8)
-    theory, simulation = sf.solve_dmft(model, 30), sf.simulate(model, 30, n_runs=4, seed=3)
+    theory, simulation = sf.solve_dmft(model, 30, "two-time"), sf.simulate(model, 30, n_runs=4, seed=3)
 
     curve = read_curve(tmp_path / "curve.csv")
     np.testing.assert_array_equal(curve["step"], theory.steps)

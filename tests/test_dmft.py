@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -29,6 +30,8 @@ from scalefield.errors import (
 
 TWO_TIME = ("C_0", "C_1", "C_2", "C_w", "R_13", "R_22", "K", "P", "H_w")
 CURVES = ("loss", "bias", "feature_variance", "sgd_variance")
+
+solve_two_time = partial(sf.solve_dmft, method="two-time")
 
 SETTINGS = [
     {"width": 24, "gamma": 1.0, "batch_size": 16, "label_noise": 0.3},
@@ -64,7 +67,7 @@ def test_march_agrees_with_the_plain_march(parameters):
     1e-12: rounding of sums of some hundred terms, grown over 150 steps; measured 1e-14.
     """
     spectrum = sf.PowerLawSpectrum(1.5, 0.5, n_modes=40)
-    solution = sf.solve_dmft(sf.Model(spectrum, learning_rate=0.2, **parameters), 150)
+    solution = solve_two_time(sf.Model(spectrum, learning_rate=0.2, **parameters), 150)
     expected = reference(march_reference, spectrum, 150, 0.2, **parameters)
     assert_close(solution, expected, 1e-12)
 
@@ -73,7 +76,7 @@ def test_march_agrees_with_the_plain_march_across_all_lanes():
     """300 rows: every one of the 8 lanes of 32-row panels has work, and one has two panels."""
     spectrum = sf.Spectrum([1.0, 0.3, 0.1, 0.03], [0.5, 1.0, 2.0, 4.0])
     parameters = {"width": 12, "gamma": 1.5, "batch_size": 8, "label_noise": 0.2}
-    solution = sf.solve_dmft(sf.Model(spectrum, learning_rate=0.1, **parameters), 300)
+    solution = solve_two_time(sf.Model(spectrum, learning_rate=0.1, **parameters), 300)
     assert_close(solution, reference(march_reference, spectrum, 300, 0.1, **parameters), 1e-12)
 
 
@@ -81,7 +84,7 @@ def test_march_agrees_with_the_plain_march_across_all_lanes():
 def test_march_agrees_with_dense_inverses(parameters):
     """Full matrices and dense inverses know nothing of the marching order. 1e-11: the sweeps amplify rounding."""
     spectrum = sf.PowerLawSpectrum(1.5, 0.5, n_modes=12)
-    solution = sf.solve_dmft(sf.Model(spectrum, learning_rate=0.1, **parameters), 14)
+    solution = solve_two_time(sf.Model(spectrum, learning_rate=0.1, **parameters), 14)
     assert_close(solution, reference(dense_reference, spectrum, 14, 0.1, **parameters), 1e-11)
 
 
@@ -92,7 +95,7 @@ def test_closed_form_at_infinite_width_and_batch(n_modes):
     lam, w = spectrum.modes(0, n_modes)
     t = np.arange(201)
     expected = ((1.0 - 0.3 * lam[:, None]) ** (2 * t) * (lam * w**2)[:, None]).sum(axis=0)
-    solution = sf.solve_dmft(sf.Model(spectrum, learning_rate=0.3), 200)
+    solution = solve_two_time(sf.Model(spectrum, learning_rate=0.3), 200)
     np.testing.assert_allclose(solution.loss, expected, rtol=0, atol=1e-12 * expected[0])
     np.testing.assert_allclose(solution.loss, solution.bias, rtol=1e-15)
     assert not solution.feature_variance.any()
@@ -143,7 +146,7 @@ def test_lazy_dynamics_against_the_resolvent_contour(width, batch_size):
     expected = np.zeros(n_steps + 1)
     for t in range(n_steps + 1):
         expected[t] = mu[t] + eta**2 / batch_size * (rho[:t][::-1] @ expected[:t])
-    solution = sf.solve_dmft(sf.Model(spectrum, width=width, learning_rate=eta, batch_size=batch_size), n_steps)
+    solution = solve_two_time(sf.Model(spectrum, width=width, learning_rate=eta, batch_size=batch_size), n_steps)
     np.testing.assert_allclose(solution.loss, expected, rtol=1e-10)
 
 
@@ -159,9 +162,9 @@ def test_lazy_dynamics_against_the_resolvent_contour(width, batch_size):
 def test_merged_nodes_act_like_all_of_them(alpha, beta, parameters, monkeypatch):
     """A million modes merged for 200 steps against some 200 quadrature nodes with no merging; 1e-11 of the start."""
     model = sf.Model(sf.PowerLawSpectrum(alpha, beta, n_modes=10**6), learning_rate=0.1, **parameters)
-    solution = sf.solve_dmft(model, 200)
+    solution = solve_two_time(model, 200)
     monkeypatch.setattr(two_time, "merge", lambda x, mass, *_: (x, mass, 0.0))
-    unmerged = sf.solve_dmft(model, 200, nodes=model.spectrum.quadrature(rtol=1e-12))
+    unmerged = solve_two_time(model, 200, nodes=model.spectrum.quadrature(rtol=1e-12))
     assert unmerged.n_nodes > 3 * solution.n_nodes
     for name in ("loss", "C_1", "R_13", "K"):
         expected = getattr(unmerged, name)
@@ -171,15 +174,15 @@ def test_merged_nodes_act_like_all_of_them(alpha, beta, parameters, monkeypatch)
 def test_horizon_is_extended_when_the_kernel_outgrows_the_estimate(monkeypatch):
     """With a far too short first estimate the march is repeated and ends at the same curve."""
     model = sf.Model(sf.PowerLawSpectrum(1.5, 0.5), width=64, gamma=1.0, batch_size=16)
-    expected = sf.solve_dmft(model, 100)
+    expected = solve_two_time(model, 100)
     monkeypatch.setattr(two_time, "_effective_time", lambda *_: 1.0)
-    np.testing.assert_allclose(sf.solve_dmft(model, 100).loss, expected.loss, rtol=1e-11)
+    np.testing.assert_allclose(solve_two_time(model, 100).loss, expected.loss, rtol=1e-11)
 
 
 def test_infinite_spectrum_is_the_limit_of_many_modes():
     """alpha = 3: modes beyond 1e7 carry 1e-14 of the trace and of the target."""
     losses = [
-        sf.solve_dmft(sf.Model(sf.PowerLawSpectrum(3.0, 0.8, n), width=32, gamma=1.0, batch_size=8), 100).loss
+        solve_two_time(sf.Model(sf.PowerLawSpectrum(3.0, 0.8, n), width=32, gamma=1.0, batch_size=8), 100).loss
         for n in (None, 10**7)
     ]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-11)
@@ -188,7 +191,7 @@ def test_infinite_spectrum_is_the_limit_of_many_modes():
 def test_quadrature_error_admits_a_horizon_that_was_never_reached(monkeypatch):
     """After three marches that outgrew their nodes the solution says that its sums are not resolved."""
     model = sf.Model(sf.PowerLawSpectrum(1.5, 0.5), width=64, gamma=1.0, batch_size=16)
-    assert sf.solve_dmft(model, 60).quadrature_error < 1e-11
+    assert solve_two_time(model, 60).quadrature_error < 1e-11
     marches = []
 
     def always_further(solution):
@@ -196,7 +199,7 @@ def test_quadrature_error_admits_a_horizon_that_was_never_reached(monkeypatch):
         return 1e3 ** len(marches)
 
     monkeypatch.setattr(two_time, "_reached_time", always_further)
-    assert sf.solve_dmft(model, 60).quadrature_error == np.inf
+    assert solve_two_time(model, 60).quadrature_error == np.inf
     assert len(marches) == 3
 
 
@@ -205,7 +208,7 @@ def test_quadrature_error_admits_a_horizon_that_was_never_reached(monkeypatch):
 def test_steep_spectra(alpha, gamma):
     """Eigenvalues down to underflow: only the first modes matter. 1e-12: the sums' accuracy."""
     few, many = (
-        sf.solve_dmft(sf.Model(sf.PowerLawSpectrum(alpha, 1.0, n), width=16, gamma=gamma, batch_size=8), 60)
+        solve_two_time(sf.Model(sf.PowerLawSpectrum(alpha, 1.0, n), width=16, gamma=gamma, batch_size=8), 60)
         for n in (40 if alpha > 50 else 4000, None)
     )
     np.testing.assert_allclose(few.loss, many.loss, rtol=1e-12)
@@ -231,7 +234,7 @@ def small_models(draw):
 @given(model=small_models(), shorter=st.integers(1, 40), longer=st.integers(41, 80))
 def test_first_steps_of_a_longer_run_are_the_shorter_run(model, shorter, longer):
     """Later steps never alter earlier rows; few modes, so nothing is merged and equality is to rounding."""
-    short, long = sf.solve_dmft(model, shorter), sf.solve_dmft(model, longer)
+    short, long = solve_two_time(model, shorter), solve_two_time(model, longer)
     for name in CURVES:
         np.testing.assert_allclose(getattr(long, name)[: shorter + 1], getattr(short, name), rtol=1e-12, atol=1e-14)
     for name in TWO_TIME:
@@ -244,7 +247,7 @@ def test_first_steps_of_a_longer_run_are_the_shorter_run(model, shorter, longer)
 def test_structure_of_the_two_time_functions(model):
     """Causality, symmetry, positive semidefiniteness, the split of the loss, monotone bias of a convex problem."""
     n_steps = 40
-    solution = sf.solve_dmft(model, n_steps)
+    solution = solve_two_time(model, n_steps)
     for name in ("K", "P", "H_w"):
         assert not np.triu(getattr(solution, name)).any(), name
     for name in ("R_13", "R_22"):
@@ -269,8 +272,8 @@ def test_structure_of_the_two_time_functions(model):
 def test_mode_order_does_not_matter(model, seed):
     order = np.random.default_rng(seed).permutation(model.spectrum.n_modes)
     spectrum = sf.Spectrum(model.spectrum.eigenvalues[order], model.spectrum.target_coefficients[order])
-    loss = sf.solve_dmft(model.replace(spectrum=spectrum), 30).loss
-    np.testing.assert_array_equal(loss, sf.solve_dmft(model, 30).loss)
+    loss = solve_two_time(model.replace(spectrum=spectrum), 30).loss
+    np.testing.assert_array_equal(loss, solve_two_time(model, 30).loss)
 
 
 @settings(max_examples=15)
@@ -287,17 +290,17 @@ def test_splitting_a_mode_into_weights_does_not_matter(model, copies):
     with warnings.catch_warnings():
         # More modes may carry a run past the stability bound; both runs do the same.
         warnings.simplefilter("ignore", StabilityWarning)
-        split = sf.solve_dmft(model.replace(spectrum=repeated), 30).loss
-        whole = sf.solve_dmft(model, 30, nodes=nodes).loss
+        split = solve_two_time(model.replace(spectrum=repeated), 30).loss
+        whole = solve_two_time(model, 30, nodes=nodes).loss
     np.testing.assert_allclose(split, whole, rtol=1e-10, atol=1e-13)
 
 
 def test_limits_of_width_and_batch():
     """Large width and batch approach infinite ones as 1/N and 1/B."""
     model = sf.Model(sf.PowerLawSpectrum(2.0, 0.8, 50), gamma=1.0, learning_rate=0.2)
-    limit = sf.solve_dmft(model, 50).loss[-1]
+    limit = solve_two_time(model, 50).loss[-1]
     for name in ("width", "batch_size"):
-        near, far = (sf.solve_dmft(model.replace(**{name: size}), 50).loss[-1] - limit for size in (10**6, 10**7))
+        near, far = (solve_two_time(model.replace(**{name: size}), 50).loss[-1] - limit for size in (10**6, 10**7))
         assert abs(far) < 1e-4 * limit
         assert near / far == pytest.approx(10.0, rel=1e-2)
 
@@ -305,7 +308,7 @@ def test_limits_of_width_and_batch():
 def test_lazy_limit_of_gamma():
     model = sf.Model(sf.PowerLawSpectrum(1.5, 0.5, 50), width=30, batch_size=8, learning_rate=0.2)
     np.testing.assert_allclose(
-        sf.solve_dmft(model.replace(gamma=1e-9), 50).loss, sf.solve_dmft(model, 50).loss, rtol=1e-6
+        solve_two_time(model.replace(gamma=1e-9), 50).loss, solve_two_time(model, 50).loss, rtol=1e-6
     )
 
 
@@ -315,7 +318,7 @@ def test_results_do_not_depend_on_the_number_of_threads(monkeypatch):
     solutions = []
     for threads in ("1", "2", "3"):
         monkeypatch.setenv("SCALEFIELD_NUM_THREADS", threads)
-        solutions.append(sf.solve_dmft(model, 300))
+        solutions.append(solve_two_time(model, 300))
     for name in CURVES + TWO_TIME:
         for other in solutions[1:]:
             np.testing.assert_array_equal(getattr(solutions[0], name), getattr(other, name))
@@ -323,11 +326,11 @@ def test_results_do_not_depend_on_the_number_of_threads(monkeypatch):
 
 def test_concurrent_calls_do_not_disturb_each_other():
     model = sf.Model(sf.PowerLawSpectrum(1.5, 0.5, 100), width=32, gamma=1.0, batch_size=16)
-    expected = sf.solve_dmft(model, 100).loss
+    expected = solve_two_time(model, 100).loss
     losses = [None] * 4
 
     def solve(index):
-        losses[index] = sf.solve_dmft(model, 100).loss
+        losses[index] = solve_two_time(model, 100).loss
 
     threads = [threading.Thread(target=solve, args=(index,)) for index in range(4)]
     for thread in threads:
@@ -340,7 +343,7 @@ def test_concurrent_calls_do_not_disturb_each_other():
 
 def test_save_and_load_return_the_same_solution(tmp_path):
     model = sf.Model(sf.datasets.digits_spectrum(), width=16, gamma=1.0, batch_size=np.inf)
-    solution = sf.solve_dmft(model, 20)
+    solution = solve_two_time(model, 20)
     solution.save(tmp_path / "solution.npz")
     loaded = sf.DMFTSolution.load(tmp_path / "solution.npz")
     assert loaded.model == model
@@ -354,7 +357,7 @@ def test_save_and_load_return_the_same_solution(tmp_path):
 
 
 def test_solution_is_frozen_and_readable():
-    solution = sf.solve_dmft(sf.Model(sf.PowerLawSpectrum(2.0, 0.5, 10), width=8), 5)
+    solution = solve_two_time(sf.Model(sf.PowerLawSpectrum(2.0, 0.5, 10), width=8), 5)
     with pytest.raises(AttributeError):
         solution.loss = None
     with pytest.raises(ValueError, match="read-only"):
@@ -367,7 +370,7 @@ def test_solution_is_frozen_and_readable():
 
 def test_progress_ends_at_the_last_step():
     calls = []
-    sf.solve_dmft(sf.Model(sf.PowerLawSpectrum(2.0, 0.5, 10)), 30, progress=lambda *args: calls.append(args))
+    solve_two_time(sf.Model(sf.PowerLawSpectrum(2.0, 0.5, 10)), 30, progress=lambda *args: calls.append(args))
     assert calls[-1] == (30, 30)
     assert calls == sorted(calls)
 
@@ -383,26 +386,26 @@ def test_interruption_keeps_what_was_computed():
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(Interrupted, match="of 6000 steps") as stop:
-        sf.solve_dmft(model, 6000, progress=progress)
+        solve_two_time(model, 6000, progress=progress)
     assert time.perf_counter() - raised[0] < 1.0
     partial = stop.value.partial
     assert 100 <= partial.n_steps < 6000
     assert partial.C_1.shape == (partial.n_steps + 1,) * 2
     # The longer horizon has other nodes: equal to the quadrature's accuracy.
-    np.testing.assert_allclose(partial.loss[:101], sf.solve_dmft(model, 100).loss, rtol=1e-11)
+    np.testing.assert_allclose(partial.loss[:101], solve_two_time(model, 100).loss, rtol=1e-11)
     assert isinstance(stop.value, KeyboardInterrupt)
 
 
 def test_divergence_names_the_step_and_keeps_the_rest():
     model = sf.Model(sf.PowerLawSpectrum(1.5, 0.5, 30), width=20, learning_rate=3.0, batch_size=8)
     with pytest.warns(StabilityWarning, match="stability bound"), pytest.raises(DivergenceError) as caught:
-        sf.solve_dmft(model, 500)
+        solve_two_time(model, 500)
     step, partial = caught.value.step, caught.value.partial
     assert f"step {step}" in str(caught.value)
     assert partial.n_steps == step - 1
     assert np.isfinite(partial.loss).all()
     with pytest.warns(StabilityWarning):
-        np.testing.assert_allclose(partial.loss, sf.solve_dmft(model, step - 1).loss, rtol=1e-10)
+        np.testing.assert_allclose(partial.loss, solve_two_time(model, step - 1).loss, rtol=1e-10)
 
 
 @pytest.mark.parametrize(("factor", "diverges"), [(0.97, False), (1.03, True)])
@@ -414,7 +417,7 @@ def test_stability_bound_of_lazy_dynamics(width, batch_size, factor, diverges):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", StabilityWarning)
         try:
-            loss = sf.solve_dmft(model, 600).loss
+            loss = solve_two_time(model, 600).loss
         except DivergenceError as error:
             loss = error.partial.loss
     assert (loss[-1] > loss[len(loss) // 2]) == diverges
@@ -424,17 +427,17 @@ def test_late_instability_is_reported():
     """The kernel's growth carries a run that began stable past eta a s_max = 2 (theory section 6)."""
     model = sf.Model(sf.PowerLawSpectrum(1.1, 0.3, 1000), gamma=5.0, learning_rate=0.1)
     with pytest.warns(StabilityWarning, match="grown past the stability bound at step"):
-        solution = sf.solve_dmft(model, 250)
+        solution = solve_two_time(model, 250)
     step = solution.unstable_from
     scale = 1.0 + 5.0 * np.diag(solution.C_w)
     assert 0.1 * scale[step - 1] < 2.0 <= 0.1 * scale[step]
-    assert sf.solve_dmft(model, step - 1).unstable_from is None
+    assert solve_two_time(model, step - 1).unstable_from is None
 
 
 def test_memory_is_estimated_before_anything_is_allocated():
     model = sf.Model(sf.PowerLawSpectrum(1.5, 0.5))
     with pytest.raises(InsufficientMemoryError, match=r"10000000 steps needs about .* of memory"):
-        sf.solve_dmft(model, 10**7)
+        solve_two_time(model, 10**7)
 
 
 @pytest.mark.parametrize(
@@ -453,9 +456,9 @@ def test_memory_is_estimated_before_anything_is_allocated():
 def test_bad_input(arguments, error, message):
     valid = {"model": sf.Model(sf.PowerLawSpectrum(2.0, 0.5, 5)), "n_steps": 3}
     with pytest.raises(error, match=message):
-        sf.solve_dmft(**(valid | arguments))
+        solve_two_time(**(valid | arguments))
 
 
 def test_task_without_target_stays_at_zero_loss():
-    solution = sf.solve_dmft(sf.Model(sf.Spectrum([1.0, 0.5], [0.0, 0.0]), width=8, batch_size=4, gamma=1.0), 20)
+    solution = solve_two_time(sf.Model(sf.Spectrum([1.0, 0.5], [0.0, 0.0]), width=8, batch_size=4, gamma=1.0), 20)
     assert not solution.loss.any()

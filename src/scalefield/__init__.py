@@ -8,16 +8,22 @@ from importlib.metadata import version as _version
 
 from scalefield import datasets, errors, plot
 from scalefield.dmft import DMFTSolution, solve_dmft
+from scalefield.flow import FlowSolution, solve_gradient_flow
 from scalefield.model import Model
 from scalefield.quadrature import SpectralNodes
+from scalefield.resolvent import DeterministicEquivalent
 from scalefield.simulation import Simulation, simulate
+from scalefield.spectral_measure import SpectralMeasure
 from scalefield.spectrum import PowerLawSpectrum, Spectrum
 
 __all__ = [
     "DMFTSolution",
+    "DeterministicEquivalent",
+    "FlowSolution",
     "Model",
     "PowerLawSpectrum",
     "Simulation",
+    "SpectralMeasure",
     "SpectralNodes",
     "Spectrum",
     "datasets",
@@ -25,6 +31,7 @@ __all__ = [
     "plot",
     "simulate",
     "solve_dmft",
+    "solve_gradient_flow",
 ]
 
 __version__ = _version("scalefield")

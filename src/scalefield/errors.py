@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
+    "AccuracyWarning",
     "DivergenceError",
     "InsufficientMemoryError",
     "Interrupted",
@@ -65,3 +66,7 @@ class SpectrumFileError(ScalefieldError, ValueError):
 
 class StabilityWarning(UserWarning):
     """The learning rate exceeds the stability bound of the lazy dynamics."""
+
+
+class AccuracyWarning(UserWarning):
+    """The accuracy asked for is out of reach; the message says what was reached."""

@@ -23,13 +23,13 @@ from scipy.special import zeta
 
 from scalefield._validate import as_float, as_vector
 
-__all__ = ["SpectralNodes", "exact_nodes", "merge", "power_law_nodes"]
+__all__ = ["SpectralNodes", "condense", "exact_nodes", "merge", "power_law_nodes"]
 
 Array = NDArray[np.float64]
 
 _EXACT_MODES = 32
-# The tail is discretised on blocks up to this mode before it is compressed.
-_LAST_TAIL_MODE = 1e60
+# Of a tail, eigenvalues below this fraction of the first are 0 to rounding and act as one.
+_NEGLIGIBLE = 1e-18
 # Weight of a node that stands for no mode: none for all practical purposes, beside a first mode of weight 1.
 _VANISHING = 1e-40
 
@@ -211,6 +211,72 @@ def merge(x: Array, mass: Array, horizon: float, rtol: float) -> tuple[Array, Ar
     return np.concatenate(kept_x), np.concatenate(kept_mass), float(error.max()) / total
 
 
+def condense(
+    x: Array, mass: Array, horizon: float, rtol: float, atom: float = 0.0
+) -> tuple[Array, Array, float]:
+    r"""Replace a positive measure on x > 0 by one with fewer nodes, accurate relative to each sum itself.
+
+    .. math:: \sum_q m_q f(x_q \tau) \approx \sum_j m'_j f(x'_j \tau), \qquad 0 \le \tau \le horizon
+
+    for decaying f that are smooth in log x, such as e^{-x tau}: sums that have decayed by many decades keep their
+    digits, where those of `merge` keep them relative to the total mass. Groups of 3.2 e-folds in x are replaced by
+    their Gauss rules in log x, what lies below 0.1/horizon by one in x.
+
+    Parameters
+    ----------
+    x, mass : ndarray, shape (Q,)
+        Nodes and masses, both positive.
+    horizon : float
+        Largest tau.
+    rtol : float
+        Relative error.
+    atom : float
+        A further mass at x = 0, to which errors are relative as well.
+
+    Returns
+    -------
+    x, mass : ndarray
+        The new measure, x decreasing, masses positive.
+    error : float
+        Largest measured error of atom + sum_q m_q e^{-x_q tau} relative to itself over log-spaced tau.
+    """
+    order = np.argsort(-x, kind="stable")
+    x, mass = x[order], mass[order]
+    distinct = np.flatnonzero(np.diff(x, prepend=np.inf))
+    x, mass = x[distinct], np.add.reduceat(mass, distinct)
+    # e^{-x tau} is analytic for |arg x| < pi/2: on a group of half-width w in log x the rule converges like rho^{-2n}
+    # with rho = pi/(2 w) + sqrt(1 + (pi/(2 w))^2).
+    half_width = 1.6
+    rho = math.pi / (2.0 * half_width) + math.hypot(1.0, math.pi / (2.0 * half_width))
+    n_group = math.ceil(-math.log(rtol) / (2.0 * math.log(rho))) + 1
+    n_rest = math.ceil(-0.25 * math.log10(rtol)) + 2
+    unlearned = x * horizon < 0.1
+    group = np.floor((math.log(x[0]) - np.log(np.maximum(x, 1e-300))) / (2.0 * half_width))
+    group[unlearned] = -1.0
+    kept_x: list[Array] = []
+    kept_mass: list[Array] = []
+    for members in np.split(np.arange(x.size), np.flatnonzero(np.diff(group, prepend=group[0]))):
+        group_x, group_mass = x[members], mass[members]
+        if unlearned[members[0]]:
+            if members.size > n_rest:
+                group_x, group_mass = _gauss_rule(group_x, group_mass, n_rest)
+        elif members.size > n_group:
+            middle = 0.5 * (math.log(group_x[0]) + math.log(group_x[-1]))
+            shift = 2.0 * half_width
+            log_x, group_mass = _gauss_rule(np.log(group_x) - middle + shift, group_mass, n_group)
+            group_x = np.exp(log_x + middle - shift)
+        kept_x.append(group_x)
+        kept_mass.append(group_mass)
+    new_x, new_mass = np.concatenate(kept_x), np.concatenate(kept_mass)
+    if new_x.size == x.size:
+        return x, mass, 0.0
+    first = min(1e-2 * horizon, 0.1 / x[0])
+    tau = np.geomspace(first, 2.0 * horizon, math.ceil(3.0 * math.log10(2.0 * horizon / first)))
+    exact = _test_sums(x, mass, tau)[0]
+    error = np.abs(_test_sums(new_x, new_mass, tau)[0] - exact) / np.maximum(exact + atom, 1e-300)
+    return new_x, new_mass, float(error.max())
+
+
 def _test_sums(x: Array, mass: Array, tau: Array) -> Array:
     """sum_q m_q e^(-x_q tau) and sum_q m_q x_q tau e^(-x_q tau), shape (2, len(tau))."""
     sums = np.zeros((2, tau.size))
@@ -230,6 +296,8 @@ def _discrete_gauss(start: float, length: float, n: int) -> tuple[Array, Array]:
     recurrence coefficient b_j = j^2 (length^2 - j^2) / (4 (4 j^2 - 1)) and centre (length - 1)/2; for a
     long block they turn into Legendre polynomials.
     """
+    # Integers of Python beyond 2^63 would turn arrays into slow arrays of objects.
+    start, length = float(start), float(length)
     if length <= n:
         return start + np.arange(length), np.ones(int(length))
     # Beyond 1e8 the rule equals Gauss-Legendre to rounding: (j/length)^2 < 1e-13.
@@ -257,7 +325,7 @@ def _geometric_blocks(
     end = max(last + 1.0, math.nextafter(last, math.inf))
     k_parts, c_parts = [np.empty(0)], [np.empty(0)]
     while start <= min(reach, last):
-        stop = min(max(start + 1.0, math.floor(start * ratio)), end)
+        stop = min(max(start + 1.0, float(math.floor(start * ratio))), end)
         k, c = _discrete_gauss(start, stop - start, n)
         k_parts.append(k)
         c_parts.append(c)
@@ -275,7 +343,7 @@ def _power_law_tail(
     alpha: float, beta: float, start: float, last: float, ratio: float, n_block: int, n_tail: int
 ) -> tuple[Array, Array, Array]:
     """Gauss rules in lambda for the modes start..last: (eigenvalues, target_power, weights)."""
-    k, c, rest = _geometric_blocks(start, last, _LAST_TAIL_MODE, ratio, n_block)
+    k, c, rest = _geometric_blocks(start, last, start * _NEGLIGIBLE ** (-1.0 / alpha), ratio, n_block)
     x, power = _eigenvalues(k, alpha), k ** -(alpha * beta + 1.0)
     if rest > last and x.size <= 2 * n_tail:
         return x, power, c
@@ -300,9 +368,15 @@ def _power_law_tail(
 
 
 def _power_sum(exponent: float, first: float, last: float) -> float:
-    """sum_{k=first}^{last} k^-exponent for a large first mode."""
-    beyond = 0.0 if last == math.inf else zeta(exponent, last + 1.0)
-    return max(float(zeta(exponent, first) - beyond), 0.0)
+    """sum_{k=first}^{last} k^-exponent for a first mode beyond some tens; last may be inf if exponent > 1."""
+    if first < 1e8 and exponent > 1.0:
+        beyond = 0.0 if last == math.inf else zeta(exponent, last + 1.0)
+        return max(float(zeta(exponent, first) - beyond), 0.0)
+    # The integral from first - 1/2 to last + 1/2, whose error is exponent (exponent + 1)/(24 first^2) relative.
+    slope = exponent - 1.0
+    octaves = math.log((last + 0.5) / (first - 0.5))
+    integral = octaves if slope == 0.0 else -math.expm1(-slope * octaves) / slope
+    return float((first - 0.5) ** -slope) * integral
 
 
 def _lanczos(x: Array, mass: Array, n: int) -> tuple[Array, Array]:

@@ -14,11 +14,15 @@ from typing import Any, TypeVar
 import numba
 
 __all__ = [
+    "boolean",
     "byte_vector",
+    "complex_matrix",
+    "complex_vector",
     "float64",
     "float64_pair",
     "four_words",
     "int64",
+    "int_vector",
     "jit",
     "matrix",
     "status_and_step",
@@ -36,6 +40,7 @@ _njit: Any = numba.njit
 _types: Any = numba.types
 
 # Scalars.
+boolean = _types.boolean
 int64 = _types.int64
 uint64 = _types.uint64
 float64 = _types.float64
@@ -43,6 +48,9 @@ void = _types.void
 # C-contiguous arrays that kernels may write.
 vector = _types.float64[::1]
 matrix = _types.float64[:, ::1]
+complex_vector = _types.complex128[::1]
+complex_matrix = _types.complex128[:, ::1]
+int_vector = _types.int64[::1]
 byte_vector = _types.uint8[::1]
 # What kernels return: (status, step), two deviates, the words of a Philox block.
 status_and_step = _types.UniTuple(int64, 2)
@@ -53,11 +61,11 @@ four_words = _types.UniTuple(uint64, 4)
 def jit(
     signature: object, *, fastmath: Iterable[str] = (), inline: bool = False
 ) -> Callable[[Function], Function]:
-    """Compile for one signature: GIL released, IEEE arithmetic, division by zero gives inf, result cached.
+    """Compile for the given signatures: GIL released, IEEE arithmetic, division by zero gives inf, result cached.
 
     Parameters
     ----------
-    signature : numba signature
+    signature : numba signature, or list of them
         Built from the types of this module.
     fastmath : iterable of str
         Relaxations of IEEE arithmetic, named one by one; none by default.

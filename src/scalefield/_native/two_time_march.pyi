@@ -5,8 +5,6 @@ BLOCK: int
 MODE_GROUP: int
 LANES: int
 
-def chunk_count(n_modes: int) -> int: ...
-
 class TwoTimeMarch:
     def __init__(
         self,

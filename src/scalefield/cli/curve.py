@@ -135,7 +135,7 @@ def curve(
         warnings.simplefilter("always")
         with _progress_bars(errors) as bar:
             try:
-                theory = solve_dmft(model, steps, progress=bar("theory", steps))
+                theory = solve_dmft(model, steps, "two-time", progress=bar("theory", steps))
             except Interrupted as stop:
                 theory, interrupted = stop.partial, True
             if runs and not interrupted:

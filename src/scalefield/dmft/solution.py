@@ -18,39 +18,59 @@ Array = NDArray[np.float64]
 class DMFTSolution(Result):
     r"""Learning curve and two-time functions of the mean-field theory.
 
-    T = n_steps + 1 is the number of recorded times. Rows of two-time arrays are the later time, columns the
-    earlier, so causal arrays are lower triangular.
+    T is the number of recorded steps, n_steps + 1 if all are. Rows of two-time arrays are the later time, columns the
+    earlier, so causal arrays are lower triangular. What an engine does not give is None.
 
     Attributes
     ----------
     model : Model
         What was solved.
     steps : ndarray of int64, shape (T,)
-        0, 1, ..., n_steps.
+        The recorded steps, by default 0, 1, ..., n_steps.
     loss : ndarray of float64, shape (T,)
-        L(t), the test loss after t steps, without label noise: bias + feature_variance + sgd_variance.
-    bias : ndarray, shape (T,)
-        sum_k lambda_k w*_k^2 (H_k 1)(t)^2, the loss of the infinite ensemble over A(0) and batches.
-    feature_variance : ndarray, shape (T,)
-        sum_k lambda_k (H_k Z H_k^T)(t,t), due to the random initial features; 0 at infinite width.
-    sgd_variance : ndarray, shape (T,)
-        (1/B) sum_k ((1-H_k) diag(D) (1-H_k)^T)(t,t), due to finite batches; 0 for the population gradient.
-    C_0, C_1, C_2, C_w : ndarray, shape (T, T)
+        L(t), the test loss after t steps, without label noise.
+    method : str
+        The engine that made the solution: "two-time", "spectral" or "closure".
+    n_nodes : int
+        Nodes that stood for the modes, or for the eigenvalues of the random features.
+    quadrature_error : float
+        Estimated error of sums over modes or eigenvalues relative to their total mass (closures: to each decaying
+        sum); inf for an unstable run that outgrew every estimate of its effective time.
+    kernel_scale : ndarray, shape (T,)
+        1 + gamma q with q = |w|^2/N = C_w(t,t), the factor by which the kernel has grown. From a closure of order 0
+        with SGD noise it may drift by tens of per cent over long runs.
+    order : int or None
+        Of a closure.
+    closure_error : float or None
+        Of a closure, 0 where it is exact: largest relative difference of its loss to the order below (order 0: above)
+        over the first 1,000 steps. It bounds the error generously, since each order is a factor 10-100 better.
+    exact_error : float or None
+        Of a closure that is not exact: largest relative error of the loss against the exact spectral form over the
+        first 150 steps, where errors are largest.
+    C_0, C_2, C_w : ndarray, shape (T, T), or None
         Correlations, symmetric: of the error v_0 weighted by lambda (C_0, with L on its diagonal; also
-        `loss_correlation`), of v_1, of v_2, of the readout w.
-    R_13, R_22 : ndarray, shape (T, T)
+        `loss_correlation`), of v_2, of the readout w.
+    P, H_w : ndarray, shape (T, T), or None
+        Memory kernels, strictly lower triangular: P = H_w + eta gamma tril(C_w, -1), and the filter w = H_w v_2.
+    population_loss : ndarray, shape (T,), or None
+        mu(phi_s(t)^2) with the spectral measure mu and its atom at 0 (theory section 6): the loss without the noise
+        of the batches, which adds loss - population_loss. None from the two-time form where width and batch size
+        are both finite: there feature_variance contains batch noise that the features spread.
+    bias : ndarray, shape (T,), or None
+        sum_k lambda_k w*_k^2 (H_k 1)(t)^2, the loss of the infinite ensemble over A(0) and batches. This and
+        all that follows belongs to the modes one by one: None from the spectral form, which knows only the
+        eigenvalues of the random features. The loss is bias + feature_variance + sgd_variance.
+    feature_variance : ndarray, shape (T,), or None
+        sum_k lambda_k (H_k Z H_k^T)(t,t), due to the random initial features; 0 at infinite width.
+    sgd_variance : ndarray, shape (T,), or None
+        (1/B) sum_k ((1-H_k) diag(D) (1-H_k)^T)(t,t), due to finite batches; 0 for the population gradient.
+    C_1 : ndarray, shape (T, T), or None
+        Correlation of v_1, symmetric; the array C_2 at infinite width.
+    R_13, R_22 : ndarray, shape (T, T), or None
         Responses, lower triangular: of the modes, -sum_k lambda_k H_k, and of the features,
         (1 - R_13 P/N)^-1.
-    K, P, H_w : ndarray, shape (T, T)
-        Memory kernels, strictly lower triangular: K = P R_22, P = H_w + eta gamma tril(C_w, -1), and the
-        filter w = H_w v_2.
-    method : str
-        The engine that made the solution.
-    n_nodes : int
-        Nodes that stood for the modes in the two-time sums.
-    quadrature_error : float
-        Estimated error of sums over modes relative to their total mass; inf for an unstable run that outgrew
-        every estimate of its effective time.
+    K : ndarray, shape (T, T), or None
+        Memory kernel of the modes, strictly lower triangular: K = P R_22; the array P at infinite width.
 
     References
     ----------
@@ -59,46 +79,51 @@ class DMFTSolution(Result):
 
     steps: NDArray[np.int64]
     loss: Array
-    bias: Array
-    feature_variance: Array
-    sgd_variance: Array
-    C_0: Array
-    C_1: Array
-    C_2: Array
-    C_w: Array
-    R_13: Array
-    R_22: Array
-    K: Array
-    P: Array
-    H_w: Array
     method: str
     n_nodes: int
     quadrature_error: float
+    kernel_scale: Array
+    order: int | None = None
+    closure_error: float | None = None
+    exact_error: float | None = None
+    C_0: Array | None = None
+    C_2: Array | None = None
+    C_w: Array | None = None
+    P: Array | None = None
+    H_w: Array | None = None
+    population_loss: Array | None = None
+    bias: Array | None = None
+    feature_variance: Array | None = None
+    sgd_variance: Array | None = None
+    C_1: Array | None = None
+    R_13: Array | None = None
+    R_22: Array | None = None
+    K: Array | None = None
 
     def __repr__(self) -> str:
+        engine = self.method if self.order is None else f"{self.method} of order {self.order}"
         return (
             f"DMFTSolution({self.model.summary()}; {self.n_steps} steps, loss {self.loss[0]:.6g} -> "
-            f"{self.loss[-1]:.6g}; {self.method}, {self.n_nodes} nodes, "
+            f"{self.loss[-1]:.6g}; {engine}, {self.n_nodes} nodes, "
             f"quadrature error {self.quadrature_error:.0e})"
         )
 
     @property
     def n_steps(self) -> int:
-        """Number of steps; the curve has one entry more."""
-        return len(self.steps) - 1
+        """The last recorded step."""
+        return int(self.steps[-1])
 
     @property
-    def loss_correlation(self) -> Array:
+    def loss_correlation(self) -> Array | None:
         """C_0(t,s) = sum_k lambda_k <v_0k(t) v_0k(s)>, shape (T, T); its diagonal is the loss."""
         return self.C_0
 
     @property
     def unstable_from(self) -> int | None:
-        """First step at which eta a(t) s_max >= 2, with the kernel scale a = 1 + gamma C_w(t,t); None if never.
+        """First recorded step at which eta a(t) s_max >= 2, with the kernel scale a; None if never.
 
         There gradient descent on the grown kernel is unstable: learned components regrow from whatever is
         left of them, at infinite width and batch from rounding errors.
         """
-        scale = 1.0 + self.model.gamma * np.diag(self.C_w)
-        beyond = self.model.learning_rate * scale * self.model.largest_eigenvalue >= 2.0
-        return int(np.argmax(beyond)) if beyond.any() else None
+        beyond = self.model.learning_rate * self.kernel_scale * self.model.largest_eigenvalue >= 2.0
+        return int(self.steps[np.argmax(beyond)]) if beyond.any() else None

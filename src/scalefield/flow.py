@@ -1,0 +1,493 @@
+"""Gradient flow in closed form: learning curves over any number of decades of time (theory section 7)."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from scalefield._result import Result
+from scalefield._validate import as_float, as_seed, as_vector
+from scalefield.errors import AccuracyWarning, ScalefieldError
+from scalefield.model import Model
+from scalefield.quadrature import SpectralNodes, condense
+from scalefield.resolvent import DeterministicEquivalent
+from scalefield.spectral_measure import SpectralMeasure
+
+__all__ = ["FlowSolution", "solve_gradient_flow"]
+
+Array = NDArray[np.float64]
+ComplexArray = NDArray[np.complex128]
+
+_MAX_PANELS = 4000
+# Interpolation error of g on a panel over the error allowed of the loss, measured on runs to 1e12.
+_PANEL_TOLERANCE = 0.003
+# Below it, rounding errors would decide.
+_PANEL_FLOOR = 3e-12
+# Nodes are finer than the error allowed.
+_NODE_TOLERANCE = 0.01
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FlowSolution(Result):
+    r"""Gradient flow of a model, recorded at some times; `at` evaluates it at any other.
+
+    Attributes
+    ----------
+    model : Model
+        What was solved; its learning rate, batch size and label noise play no part.
+    times : ndarray of float64, shape (T,)
+        tau = learning rate x step.
+    loss : ndarray, shape (T,)
+        L(tau), the test loss.
+    kernel_scale : ndarray, shape (T,)
+        a = 1 + gamma q, the factor by which the whole kernel has grown; q = |w|^2/N.
+    spike : ndarray, shape (T,)
+        (gamma/a) mu(y^2), the strength of the kernel's rank-one part: in the basis where the features are white,
+        the kernel is a X + (gamma/a) (y u)(y u)^T with y = y(X) the learned fractions.
+    alignment : ndarray, shape (T,)
+        Cosine between kernel and task, <u, K u>/(|K|_F |u|^2) with that kernel K; nan if there is no target.
+    local_exponent : ndarray, shape (T,)
+        -d log L/d log tau; 0 at tau = 0, nan where the loss is 0.
+    effective_time : ndarray, shape (T,)
+        u = integral of a dtau, the time that components of the spectrum see.
+    projection : str or int
+        "average" over initial features, or the seed of the one realised.
+    rtol : float
+        Relative accuracy asked of the loss.
+    quadrature_error : float
+        Relative change of lazy losses over all times from n to 1.5 n nodes.
+    n_nodes : int
+        Nodes of the source measure, those of a contour included.
+    source_eigenvalues, source_power : ndarray, shape (Q,)
+        Real nodes and masses of the source measure.
+    contour_eigenvalues, contour_weights : ndarray of complex128, shape (R,)
+        Nodes s_j on a ray and weights W_j: a function f adds sum_j Im W_j f(s_j).
+    atom : float
+        Power that is never learned.
+    first_moment, trace_square : float
+        <u, X u> and tr X^2, for the alignment.
+    panel_start, panel_length, panel_times, panel_coefficients : ndarray
+        g = a^{-1/2} as polynomials on panels in u: what `at` and `learned_fraction` evaluate.
+
+    References
+    ----------
+    Bordelon, Atanasov & Pehlevan, arXiv:2409.17858, Eqs. 43-52, App. H; closed form: theory section 7.
+    """
+
+    times: Array
+    loss: Array
+    kernel_scale: Array
+    spike: Array
+    alignment: Array
+    local_exponent: Array
+    effective_time: Array
+    projection: str | int
+    rtol: float
+    quadrature_error: float
+    n_nodes: int
+    source_eigenvalues: Array
+    source_power: Array
+    contour_eigenvalues: ComplexArray
+    contour_weights: ComplexArray
+    atom: float
+    first_moment: float
+    trace_square: float
+    panel_start: Array
+    panel_length: Array
+    panel_times: Array
+    panel_coefficients: Array
+
+    def __repr__(self) -> str:
+        projection = "average" if self.projection == "average" else f"projection {self.projection}"
+        return (
+            f"FlowSolution(width {self.model.width:g}, gamma {self.model.gamma:g}, {projection}; tau {self.times[0]:.3g} "
+            f"to {self.times[-1]:.3g}, loss {self.loss[0]:.6g} -> {self.loss[-1]:.6g}; {self.n_nodes} nodes, "
+            f"quadrature error {self.quadrature_error:.0e})"
+        )
+
+    def at(self, times: ArrayLike) -> FlowSolution:
+        """Evaluate the solution at other times, up to the last one solved for.
+
+        Parameters
+        ----------
+        times : array_like, shape (T,)
+            Increasing, from 0 to the last time of the solution.
+
+        Returns
+        -------
+        FlowSolution
+            The same solution recorded at these times; nothing is integrated again.
+
+        Raises
+        ------
+        ValueError
+            If times are not increasing, negative, or beyond the last one.
+        """
+        times = _as_times(times)
+        last = float(self.times[-1])
+        if times[-1] > last * (1.0 + 1e-14):
+            raise ValueError(f"times must not exceed {last!r}, the last time solved for, got {float(times[-1])!r}")
+        return replace(self, times=times, **_record(self, np.minimum(times, last)))
+
+    def learned_fraction(self, s: ArrayLike) -> Array:
+        """y_s(tau), the fraction of the target learned along spectral components of eigenvalue s.
+
+        At infinite width these are the modes, s = lambda_k.
+
+        Parameters
+        ----------
+        s : float or array_like
+            Eigenvalues s >= 0.
+
+        Returns
+        -------
+        ndarray, shape (T,) + shape of s
+        """
+        values = np.asarray(s, dtype=np.float64)
+        flat = as_vector("s", np.atleast_1d(values).ravel(), minimum=0.0)
+        order = np.argsort(-flat, kind="stable")
+        _, g, _, (d,) = _replay(self, self.times, flat[order])
+        y = np.empty((self.times.size, flat.size))
+        y[:, order] = 1.0 - d / g[:, None]
+        return y.reshape(self.times.shape + values.shape)
+
+
+def solve_gradient_flow(
+    model: Model, times: ArrayLike, projection: str | int = "average", *, rtol: float = 1e-8
+) -> FlowSolution:
+    r"""Solve gradient flow exactly, at any width and richness and over any number of decades.
+
+    Each spectral component s of X = Lambda^{1/2} (A(0)^T A(0)/N) Lambda^{1/2} has a learned fraction y_s(tau),
+
+    .. math::
+        \dot y_s = a s (1 - y_s) + \frac{\dot a}{2a} y_s, \qquad a = 1 + \gamma q, \qquad
+        q (1 + \gamma q) = \mu(y^2/s), \qquad L(\tau) = \mu((1-y)^2) + \mu_0
+
+    with mu the source measure and mu_0 its atom at 0. In the effective time u, du = a dtau, and with
+    g = a^{-1/2}, the deviations d_s = g (1 - y_s) obey d' = g' - s d: all components are driven by one slow function,
+    found by collocation on panels that grow with u. The components' exponentials are exact at every step size.
+
+    Parameters
+    ----------
+    model : Model
+        Spectrum, width and gamma; learning rate, batch size and label noise play no part.
+    times : array_like, shape (T,)
+        tau = learning rate x step, increasing, at least 0.
+    projection : "average" or int
+        Average over the initial features A(0) (default: the deterministic equivalent), or the seed of one realised
+        A(0), that of run 0 of ``simulate(model, ..., seed)``.
+    rtol : float
+        Relative accuracy of the loss, 1e-10 to 0.01 (default 1e-8).
+
+    Returns
+    -------
+    FlowSolution
+
+    Warns
+    -----
+    AccuracyWarning
+        If the nodes are not as accurate as asked; the message says what was reached.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments of the wrong type or range, times that are not increasing.
+    ScalefieldError
+        If the integration does not reach the last time.
+
+    Notes
+    -----
+    O(Q log(tau)) in time for Q nodes, of the order of 10-50 ms for 12 decades; memory O(Q). Width inf uses the modes;
+    the average at finite width the modes as well, and a contour for the difference, so that its cost does not
+    depend on N. A realised projection costs O(N^2 M + N^3). Theory section 7.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import scalefield as sf
+    >>> model = sf.Model(sf.PowerLawSpectrum(1.5, 0.5), gamma=1.0)
+    >>> flow = sf.solve_gradient_flow(model, np.geomspace(1e-2, 1e12, 100))
+    >>> bool(abs(flow.at([1e10]).local_exponent[0] - 2 * 0.5 / 1.5) < 2e-3)
+    True
+    """
+    if not isinstance(model, Model):
+        raise TypeError(f"model must be a Model, got {model!r} of type {type(model).__name__}")
+    times = _as_times(times)
+    rtol = as_float("rtol", rtol, minimum=1e-10)
+    if rtol > 0.01:
+        raise ValueError(f"rtol must be at most 0.01, got {rtol!r}")
+    if isinstance(projection, str):
+        if projection != "average":
+            raise ValueError(f"projection must be 'average' or a seed, got {projection!r}")
+        seed = None
+    else:
+        seed = as_seed("projection", projection)
+    horizon = max(1.0, _effective_time(model, float(times[-1])))
+    measure = _measure(model, seed, horizon, rtol)
+    if measure.error > rtol:
+        warnings.warn(
+            f"rtol {rtol:g} is beyond reach of the spectral nodes here: about {measure.error:.1g} was reached",
+            AccuracyWarning,
+            stacklevel=2,
+        )
+    panels = _march(model, measure, float(times[-1]), rtol)
+    empty = np.zeros(times.size)
+    solution = FlowSolution(
+        model=model,
+        times=times,
+        **dict.fromkeys(
+            ("loss", "kernel_scale", "spike", "alignment", "local_exponent", "effective_time"), empty
+        ),
+        projection="average" if seed is None else seed,
+        rtol=rtol,
+        quadrature_error=measure.error,
+        n_nodes=measure.s.size + measure.contour_s.size,
+        source_eigenvalues=measure.s,
+        source_power=measure.mass,
+        contour_eigenvalues=measure.contour_s,
+        contour_weights=measure.contour_weight,
+        atom=measure.atom,
+        first_moment=measure.first_moment,
+        trace_square=measure.trace_square,
+        **panels,
+    )
+    return replace(solution, **_record(solution, times))
+
+
+def _as_times(times: ArrayLike) -> Array:
+    times = as_vector("times", times, minimum=0.0)
+    if (np.diff(times) <= 0.0).any():
+        index = int(np.argmax(np.diff(times) <= 0.0)) + 1
+        raise ValueError(
+            f"times must be increasing, got {float(times[index])!r} after {float(times[index - 1])!r} at index {index}"
+        )
+    return times
+
+
+def _effective_time(model: Model, tau: float) -> float:
+    """Upper estimate of u = integral of a dtau: that of lazy learning of all of the target at infinite width."""
+    if not model.is_rich or tau == 0.0:
+        return tau
+    nodes = model.spectrum.quadrature()
+    power = nodes.weights * nodes.target_power
+    u = tau
+    for _ in range(60):
+        # w*^2 (1 - e^{-z})^2 = u lambda w*^2 (1 - e^{-z})^2/z with z = lambda u: no overflow for small lambda
+        z = nodes.eigenvalues * u
+        n = u * float(power @ (np.expm1(-z) ** 2 / z))
+        longer = tau * 0.5 * (1.0 + math.sqrt(1.0 + 4.0 * model.gamma * n))
+        if longer <= 1.01 * u:
+            break
+        u = longer
+    return 1.2 * u
+
+
+@dataclass(frozen=True)
+class _FlowMeasure:
+    """The source measure: real nodes, an atom at 0, and a contour for what they leave out."""
+
+    s: Array
+    mass: Array
+    atom: float
+    contour_s: ComplexArray
+    contour_weight: ComplexArray
+    first_moment: float
+    trace_square: float
+    error: float
+
+
+def _measure(model: Model, seed: int | None, horizon: float, rtol: float) -> _FlowMeasure:
+    node_rtol = max(1e-13, _NODE_TOLERANCE * rtol)
+    # Nodes are kept from call to call: for powers of ten of the horizon.
+    horizon = 10.0 ** math.ceil(math.log10(horizon))
+    if seed is not None:
+        realised = SpectralMeasure.from_projection(model.spectrum, model.width, seed)
+        return _real_measure(realised, float(realised.weights @ realised.eigenvalues**2), horizon, node_rtol)
+    resolved = horizon
+    n_modes = math.inf if model.spectrum.n_modes is None else model.spectrum.n_modes
+    equivalent = None if math.isinf(model.width) else DeterministicEquivalent(model.spectrum, model.width)
+    if equivalent is not None and model.width < n_modes:
+        # The lower end of the spectrum is resolved as well.
+        resolved = max(resolved, 1e3 / equivalent.kappa_0)
+    nodes = model.spectrum.quadrature(rtol=max(1e-13, 0.1 * node_rtol), horizon=resolved)
+    trace_square = float(nodes.weights @ nodes.eigenvalues**2) + model.inverse_width * nodes.trace**2
+    if equivalent is None:
+        power = nodes.weights * nodes.target_power
+        bare = SpectralMeasure(nodes.eigenvalues, power, nodes.eigenvalues[:1], np.ones(1), error=nodes.error)
+        return _real_measure(bare, trace_square, horizon, node_rtol)
+    if model.width >= n_modes:
+        # No atom: the loss falls without bound, and only nodes on the spectrum itself keep its digits.
+        return _real_measure(equivalent.measure(), trace_square, horizon, node_rtol)
+    return _contour_measure(equivalent, nodes, trace_square, horizon, node_rtol)
+
+
+def _real_measure(measure: SpectralMeasure, trace_square: float, horizon: float, rtol: float) -> _FlowMeasure:
+    s, mass, error = measure.source_eigenvalues, measure.source_power, 0.0
+    present = (mass > 0.0) & (s > 0.0)
+    first_moment = float(mass @ s)
+    if present.any():
+        s, mass, error = condense(s[present], mass[present], horizon, rtol, measure.atom)
+    none = np.zeros(0, dtype=np.complex128)
+    return _FlowMeasure(
+        s, mass, measure.atom, none, none, first_moment, trace_square, max(measure.error, error)
+    )
+
+
+def _contour_measure(
+    equivalent: DeterministicEquivalent, nodes: SpectralNodes, trace_square: float, horizon: float, rtol: float
+) -> _FlowMeasure:
+    power = nodes.weights * nodes.target_power
+    kept = (power > 0.0) & (nodes.eigenvalues > 0.01 * equivalent.kappa_0)
+    s, mass, error = condense(nodes.eigenvalues[kept], power[kept], horizon, rtol, equivalent.atom)
+    # What the modes below leave out, less the atom, is put at kappa_0; the contour carries the difference.
+    surplus = float(power[~kept].sum()) - equivalent.atom
+    s, mass = np.append(s, equivalent.kappa_0), np.append(mass, surplus)
+    order = np.argsort(-s, kind="stable")
+    s, mass = s[order], mass[order]
+    # The trapezoid rule's error e^{-2 pi d/h}, where d = pi/4 is the ray's angle to the spectrum and to growing e^{-s u}.
+    step = 0.5 * math.pi**2 / math.log(1.0 / rtol)
+    contours = [_contour(equivalent, nodes, kept, surplus, step / refinement) for refinement in (1.0, 1.5)]
+    # Lazy losses at all times, with n and with 1.5 n nodes.
+    tau = np.geomspace(0.01 / nodes.eigenvalues.max(), horizon, 60)
+    real = equivalent.atom + np.exp(-2.0 * np.multiply.outer(tau, s)) @ mass
+    sums = [(np.exp(-2.0 * np.multiply.outer(tau, z)) @ weight).imag for z, weight in contours]
+    deviation = float(np.abs((sums[0] - sums[1]) / (real + sums[1])).max())
+    first_moment = float(power @ nodes.eigenvalues)
+    return _FlowMeasure(
+        s, mass, equivalent.atom, *contours[0], first_moment, trace_square, max(error, deviation)
+    )
+
+
+def _contour(
+    equivalent: DeterministicEquivalent, nodes: SpectralNodes, kept: NDArray[np.bool_], surplus: float, step: float
+) -> tuple[ComplexArray, ComplexArray]:
+    """Trapezoid rule in log s on the ray arg s = pi/4, for the measure at finite width less its real nodes.
+
+    int f dmu = (1/pi) Im int f(s) R(-s) ds along the ray, with R(z) = int dmu(s')/(s' + z).
+    """
+    lam, power = nodes.eigenvalues, nodes.weights * nodes.target_power
+    first, last = math.log(equivalent.kappa_0) - 26.0, math.log(float(lam.max())) + 16.0
+    x = np.linspace(last, first, math.ceil((last - first) / step) + 1)
+    h = x[0] - x[1]
+    s = np.exp(x + 0.25j * math.pi)
+    # R(-s) through its complex conjugate, which lies in the upper half-plane.
+    z = np.exp(x + 0.75j * math.pi)
+    kappa = equivalent.kappa(z)[:, None]
+    # kappa - z = kappa (1/N) sum lambda/(kappa + lambda)
+    shift = kappa[:, 0] / equivalent.width * ((lam / (kappa + lam)) @ nodes.weights)
+    # With modes:    kappa/(z (kappa + lambda)) - 1/(z + lambda) = lambda (kappa - z)/(z (kappa + lambda) (z + lambda))
+    resolvent = shift / z * ((lam[kept] / ((kappa + lam[kept]) * (z[:, None] + lam[kept]))) @ power[kept])
+    resolvent += kappa[:, 0] / z * ((1.0 / (kappa + lam[~kept])) @ power[~kept])
+    resolvent -= equivalent.atom / z + surplus / (z + equivalent.kappa_0)
+    weight = h / math.pi * s * resolvent.conj()
+    # At both ends the terms fall by e^{-h} from one to the next: geometric sums.
+    weight[[0, -1]] /= -math.expm1(-h)
+    return s, weight
+
+
+def _march(model: Model, measure: _FlowMeasure, end: float, rtol: float) -> dict[str, Array]:
+    from scalefield._native.causal_panels import N_POINTS, chebyshev_points, monomial_matrix
+    from scalefield._native.gradient_flow import march_flow
+
+    starts, lengths, times = (np.zeros(_MAX_PANELS) for _ in range(3))
+    coefficients = np.zeros((_MAX_PANELS, N_POINTS))
+    # The kernel's scale grows with gamma q = gamma tau^2 mu(s) at first.
+    growth = math.sqrt(model.gamma * abs(float(measure.mass @ measure.s)))
+    status, n_panels = march_flow(
+        measure.s,
+        measure.mass,
+        measure.contour_s,
+        measure.contour_weight,
+        model.gamma,
+        end,
+        0.1 / max(float(measure.s[0]), growth),
+        max(_PANEL_TOLERANCE * rtol, _PANEL_FLOOR),
+        chebyshev_points(),
+        monomial_matrix(),
+        starts,
+        lengths,
+        times,
+        coefficients,
+    )
+    if status != 0:
+        reached = float(times[n_panels - 1]) if n_panels else 0.0
+        raise ScalefieldError(f"gradient flow did not reach tau = {end:g} within rtol {rtol:g}: it stopped at {reached:g}")
+    return {
+        "panel_start": starts[:n_panels],
+        "panel_length": lengths[:n_panels],
+        "panel_times": times[:n_panels],
+        "panel_coefficients": coefficients[:n_panels],
+    }
+
+
+def _replay(solution: FlowSolution, times: Array, *rates: Any) -> tuple[Array, Array, Array, list[Any]]:
+    """u, g, dg/du, and the deviations d_s (times, rates) for each array of rates."""
+    from scalefield._native.causal_panels import chebyshev_points
+    from scalefield._native.gradient_flow import evaluate, locate
+
+    # Copies, since kernels take writable arrays only.
+    start, length = solution.panel_start, np.array(solution.panel_length)
+    coefficients = np.array(solution.panel_coefficients)
+    if length.size == 0:
+        ones = np.ones(times.size)
+        return 0.0 * ones, ones, 0.0 * ones, [np.ones((times.size, s.size), dtype=s.dtype) for s in rates]
+    panel, position = np.zeros(times.size, dtype=np.int64), np.zeros(times.size)
+    locate(np.array(solution.panel_times), length, coefficients, np.array(times), panel, position)
+    powers = position[:, None] ** np.arange(coefficients.shape[1])
+    order = np.arange(1, coefficients.shape[1])
+    chosen = coefficients[panel]
+    g = (chosen * powers).sum(axis=1)
+    slope = (chosen[:, 1:] * order * powers[:, :-1]).sum(axis=1) * 2.0 / length[panel]
+    u = start[panel] + 0.5 * (position + 1.0) * length[panel]
+    deviations = []
+    for s in rates:
+        d = np.empty((times.size, s.size), dtype=s.dtype)
+        evaluate(np.array(s), np.abs(s), length, coefficients, chebyshev_points(), panel, position, d)
+        deviations.append(d)
+    return u, g, slope, deviations
+
+
+def _record(solution: FlowSolution, times: Array) -> dict[str, Array]:
+    """What a solution records at some times."""
+    gamma = solution.model.gamma
+    s, z = solution.source_eigenvalues, solution.contour_eigenvalues
+    u, g, slope, (d, ray_d) = _replay(solution, times, s, z)
+    unlearned, ray_unlearned = d / g[:, None], ray_d / g[:, None]
+
+    def mu(function: Any) -> Array:
+        """Integral over the source measure without its atom, of a function of (s, 1 - y_s)."""
+        value: Array = function(s, unlearned) @ solution.source_power
+        if z.size:
+            value = value + (function(z, ray_unlearned) @ solution.contour_weights).imag
+        return value
+
+    a = g**-2.0
+    loss = mu(lambda _, w: w * w) + solution.atom
+    # dL/dtau = a dL/du with (1-y)' = g'/g - s (1-y) - (1-y) g'/g
+    drift = (slope / g)[:, None]
+    loss_slope = a * mu(lambda s, w: 2.0 * w * (drift * (1.0 - w) - s * w))
+    first, square, weighted = mu(lambda _, w: w), mu(lambda _, w: w * w), mu(lambda s, w: s * w)
+    weighted_square = mu(lambda s, w: s * w * w)
+    # The contour's own part of the total is zero, and its first moment would not converge.
+    total, mean = float(solution.source_power.sum()), solution.first_moment
+    power = total + solution.atom
+    y_mean, y_square = total - first, total - 2.0 * first + square
+    y_weighted = mean - 2.0 * weighted + weighted_square
+    spike = gamma / a * y_square
+    with np.errstate(divide="ignore", invalid="ignore"):
+        norm = np.sqrt(a**2 * solution.trace_square + 2.0 * gamma * y_weighted + spike**2)
+        alignment = (a * mean + gamma / a * y_mean**2) / (norm * power)
+        exponent = np.where(times == 0.0, 0.0, -times * loss_slope / loss)
+    return {
+        "loss": loss,
+        "kernel_scale": a,
+        "spike": spike,
+        "alignment": alignment,
+        "local_exponent": exponent,
+        "effective_time": u,
+    }
