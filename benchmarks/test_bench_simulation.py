@@ -25,7 +25,7 @@ class Kernel:
         self.ensemble = literal._Ensemble(model, n_steps, 1, SEED, sizes)
         self.space = literal._Workspace(sizes)
         key = rng.stream_key(SEED, rng.PROJECTION)
-        literal_steps.fill_projection(*key, 0, self.ensemble.stop, self.space.projection)
+        literal_steps.fill_projection(*key, 0, 0, self.ensemble.stop, self.space.projection)
 
     def train(self) -> np.ndarray:
         self.space.reset()

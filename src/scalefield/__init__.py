@@ -11,7 +11,7 @@ from scalefield.dmft import DMFTSolution, solve_dmft
 from scalefield.flow import FlowSolution, solve_gradient_flow
 from scalefield.model import Model
 from scalefield.quadrature import SpectralNodes
-from scalefield.resolvent import DeterministicEquivalent
+from scalefield.resolvent import DeterministicEquivalent, bottleneck_loss
 from scalefield.simulation import Simulation, simulate
 from scalefield.spectral_measure import SpectralMeasure
 from scalefield.spectrum import PowerLawSpectrum, Spectrum
@@ -26,6 +26,7 @@ __all__ = [
     "SpectralMeasure",
     "SpectralNodes",
     "Spectrum",
+    "bottleneck_loss",
     "datasets",
     "errors",
     "plot",

@@ -311,6 +311,9 @@ def _measure(model: Model, seed: int | None, horizon: float, rtol: float) -> _Fl
     resolved = horizon
     n_modes = math.inf if model.spectrum.n_modes is None else model.spectrum.n_modes
     equivalent = None if math.isinf(model.width) else DeterministicEquivalent(model.spectrum, model.width)
+    if model.spectrum.total_target_power == 0.0:
+        # Nothing to learn, at any width.
+        equivalent = None
     if equivalent is not None and model.width < n_modes:
         # The lower end of the spectrum is resolved as well.
         resolved = max(resolved, 1e3 / equivalent.kappa_0)
@@ -327,7 +330,8 @@ def _measure(model: Model, seed: int | None, horizon: float, rtol: float) -> _Fl
 
 
 def _real_measure(measure: SpectralMeasure, trace_square: float, horizon: float, rtol: float) -> _FlowMeasure:
-    s, mass, error = measure.source_eigenvalues, measure.source_power, 0.0
+    # Copies, since kernels take writable arrays only.
+    s, mass, error = np.array(measure.source_eigenvalues), np.array(measure.source_power), 0.0
     present = (mass > 0.0) & (s > 0.0)
     first_moment = float(mass @ s)
     if present.any():
@@ -351,7 +355,7 @@ def _contour_measure(
     s, mass = s[order], mass[order]
     # The trapezoid rule's error e^{-2 pi d/h}, where d = pi/4 is the ray's angle to the spectrum and to growing e^{-s u}.
     step = 0.5 * math.pi**2 / math.log(1.0 / rtol)
-    contours = [_contour(equivalent, nodes, kept, surplus, step / refinement) for refinement in (1.0, 1.5)]
+    contours = [_contour(equivalent, nodes, kept, surplus, horizon, step / refinement) for refinement in (1.0, 1.5)]
     # Lazy losses at all times, with n and with 1.5 n nodes.
     tau = np.geomspace(0.01 / nodes.eigenvalues.max(), horizon, 60)
     real = equivalent.atom + np.exp(-2.0 * np.multiply.outer(tau, s)) @ mass
@@ -364,14 +368,21 @@ def _contour_measure(
 
 
 def _contour(
-    equivalent: DeterministicEquivalent, nodes: SpectralNodes, kept: NDArray[np.bool_], surplus: float, step: float
+    equivalent: DeterministicEquivalent,
+    nodes: SpectralNodes,
+    kept: NDArray[np.bool_],
+    surplus: float,
+    horizon: float,
+    step: float,
 ) -> tuple[ComplexArray, ComplexArray]:
     """Trapezoid rule in log s on the ray arg s = pi/4, for the measure at finite width less its real nodes.
 
     int f dmu = (1/pi) Im int f(s) R(-s) ds along the ray, with R(z) = int dmu(s')/(s' + z).
     """
     lam, power = nodes.eigenvalues, nodes.weights * nodes.target_power
-    first, last = math.log(equivalent.kappa_0) - 26.0, math.log(float(lam.max())) + 16.0
+    # Down to where the weights have fallen far below the atom, and where nothing is learned at any time.
+    first = min(math.log(equivalent.kappa_0) - 26.0, -math.log(horizon) - 14.0)
+    last = math.log(float(lam.max())) + 16.0
     x = np.linspace(last, first, math.ceil((last - first) / step) + 1)
     h = x[0] - x[1]
     s = np.exp(x + 0.25j * math.pi)
@@ -383,7 +394,14 @@ def _contour(
     # With modes:    kappa/(z (kappa + lambda)) - 1/(z + lambda) = lambda (kappa - z)/(z (kappa + lambda) (z + lambda))
     resolvent = shift / z * ((lam[kept] / ((kappa + lam[kept]) * (z[:, None] + lam[kept]))) @ power[kept])
     resolvent += kappa[:, 0] / z * ((1.0 / (kappa + lam[~kept])) @ power[~kept])
-    resolvent -= equivalent.atom / z + surplus / (z + equivalent.kappa_0)
+    resolvent -= equivalent.atom / z
+    # Where z is small the atom's pole cancels beforehand: with F = lambda/((kappa + lambda) (kappa_0 + lambda))
+    # (kappa - kappa_0)/z = N/(kappa sum F), and the rest of the resolvent is (kappa - kappa_0)/z sum u^2 F.
+    near = np.abs(z) < equivalent.kappa_0
+    factor = lam / ((kappa[near] + lam) * (equivalent.kappa_0 + lam))
+    resolvent[near] = equivalent.width * (factor @ power) / (kappa[near, 0] * (factor @ nodes.weights))
+    resolvent[near] -= (1.0 / (z[near, None] + lam[kept])) @ power[kept]
+    resolvent -= surplus / (z + equivalent.kappa_0)
     weight = h / math.pi * s * resolvent.conj()
     # At both ends the terms fall by e^{-h} from one to the next: geometric sums.
     weight[[0, -1]] /= -math.expm1(-h)
@@ -460,24 +478,25 @@ def _record(solution: FlowSolution, times: Array) -> dict[str, Array]:
     unlearned, ray_unlearned = d / g[:, None], ray_d / g[:, None]
 
     def mu(function: Any) -> Array:
-        """Integral over the source measure without its atom, of a function of (s, 1 - y_s)."""
+        """Integral over the source measure without its atom, of a function of (s, 1 - y_s) that decays with s."""
         value: Array = function(s, unlearned) @ solution.source_power
-        if z.size:
-            value = value + (function(z, ray_unlearned) @ solution.contour_weights).imag
-        return value
+        return value + contour(function)
+
+    def contour(function: Any) -> Array | float:
+        return (function(z, ray_unlearned) @ solution.contour_weights).imag if z.size else 0.0
 
     a = g**-2.0
     loss = mu(lambda _, w: w * w) + solution.atom
     # dL/dtau = a dL/du with (1-y)' = g'/g - s (1-y) - (1-y) g'/g
     drift = (slope / g)[:, None]
     loss_slope = a * mu(lambda s, w: 2.0 * w * (drift * (1.0 - w) - s * w))
-    first, square, weighted = mu(lambda _, w: w), mu(lambda _, w: w * w), mu(lambda s, w: s * w)
-    weighted_square = mu(lambda s, w: s * w * w)
-    # The contour's own part of the total is zero, and its first moment would not converge.
-    total, mean = float(solution.source_power.sum()), solution.first_moment
-    power = total + solution.atom
-    y_mean, y_square = total - first, total - 2.0 * first + square
-    y_weighted = mean - 2.0 * weighted + weighted_square
+    # Moments of y: on the contour, whose own mass is zero, of what is left of them as s grows.
+    learned, weighted_power = 1.0 - unlearned, s * solution.source_power
+    power, mean = float(solution.source_power.sum()) + solution.atom, solution.first_moment
+    y_mean = learned @ solution.source_power - contour(lambda _, w: w)
+    y_square = learned**2 @ solution.source_power - contour(lambda _, w: w * (2.0 - w))
+    y_weighted = learned**2 @ weighted_power - contour(lambda s, w: s * w * (2.0 - w))
+    y_weighted += mean - float(weighted_power.sum())
     spike = gamma / a * y_square
     with np.errstate(divide="ignore", invalid="ignore"):
         norm = np.sqrt(a**2 * solution.trace_square + 2.0 * gamma * y_weighted + spike**2)

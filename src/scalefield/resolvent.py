@@ -30,7 +30,7 @@ from scalefield.quadrature import _discrete_gauss, _gauss_rule, _geometric_block
 from scalefield.spectral_measure import SpectralMeasure
 from scalefield.spectrum import PowerLawSpectrum, Spectrum, Task
 
-__all__ = ["DeterministicEquivalent"]
+__all__ = ["DeterministicEquivalent", "bottleneck_loss"]
 
 Array = NDArray[np.float64]
 
@@ -339,6 +339,67 @@ class DeterministicEquivalent:
         )
         result: NDArray[np.complex128] = (real + 1j * np.where(flat.imag < 0.0, -imag, imag)).reshape(kappa.shape)
         return result
+
+
+def bottleneck_loss(spectrum: Task, *, width: float | None = None, n_samples: float | None = None) -> float:
+    r"""Loss after infinite training, limited by the width or by the number of samples.
+
+    With kappa from sum_k lambda_k/(lambda_k + kappa) = N or P,
+
+    .. math::
+        L_N = \sum_k \lambda_k w_k^{*2} \frac{\kappa}{\kappa + \lambda_k} , \qquad
+        L_P = \frac{\kappa^2 \sum_k \lambda_k w_k^{*2}/(\kappa + \lambda_k)^2}
+                   {1 - \frac{1}{P} \sum_k \lambda_k^2/(\lambda_k + \kappa)^2}
+
+    the first at infinite data (any richness), the second at infinite width in the lazy limit (ridgeless regression).
+    For power laws they fall as N^{-alpha min(1, beta)} and P^{-alpha min(2, beta)}; the width exponent that the paper
+    prints, min(2, beta), leaves out the variance.
+
+    Parameters
+    ----------
+    spectrum : PowerLawSpectrum or Spectrum
+        The task.
+    width : float, optional
+        N >= 1, need not be whole; at inf or beyond the number of modes nothing is left to lose.
+    n_samples : float, optional
+        P >= 1, likewise. One of the two must be given.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments of the wrong type or range; if not exactly one of width and n_samples is given.
+
+    Notes
+    -----
+    Milliseconds for power laws of any length, O(M) for explicit spectra. Theory section 9; Bordelon, Atanasov &
+    Pehlevan, arXiv:2409.17858, Eqs. 12, 79.
+
+    Examples
+    --------
+    >>> import scalefield as sf
+    >>> task = sf.PowerLawSpectrum(1.5, 0.5)
+    >>> ratio = sf.bottleneck_loss(task, width=1e8) / sf.bottleneck_loss(task, width=1e6)
+    >>> bool(abs(ratio / 100 ** -(1.5 * 0.5) - 1) < 0.01)
+    True
+    """
+    if (width is None) == (n_samples is None):
+        raise ValueError("give exactly one of width and n_samples, got " + ("none" if width is None else "both"))
+    name, value = ("width", width) if n_samples is None else ("n_samples", n_samples)
+    size = as_float(name, value, minimum=1.0, allow_inf=True)
+    equivalent = DeterministicEquivalent(spectrum, size)
+    if size >= equivalent.n_modes:
+        return 0.0
+    if name == "width":
+        return equivalent.atom
+    nodes, kappa = equivalent._nodes, equivalent.kappa_0
+    left = kappa / (kappa + nodes.eigenvalues)
+    learned = nodes.eigenvalues / (kappa + nodes.eigenvalues)
+    # 1 - (1/P) sum learned^2 = (1/P) sum learned left
+    return float(nodes.source @ left**2) * size / float(nodes.counts @ (learned * left))
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,8 +35,8 @@ from scalefield._native.jit import (
 
 __all__ = [
     "DEGREE",
-    "N_POINTS",
     "LARGE",
+    "N_POINTS",
     "SMALL",
     "TERMS",
     "all_series",
@@ -51,6 +51,7 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
+ComplexArray = NDArray[np.complex128]
 
 # Degree of the polynomials on a panel, and the number of points with both ends.
 DEGREE = 12
@@ -81,11 +82,14 @@ def monomial_matrix() -> Array:
 
 
 @jit(void(vector, float64, float64, float64, boolean, vector))
-def interval_series(coefficients, left, right, step, is_rate, series_out):
+def interval_series(
+    coefficients: Array, left: float, right: float, step: float, is_rate: bool, series_out: Array
+) -> None:
     """b_k = (J/length)^k [g - g(left)] at `right`, k < TERMS, for g = sum_n coefficients_n x^n.
 
-    If `is_rate`, the coefficients are those of D g, in units of the panel's length. `step` is e in units of x. J F = Phi - Phi(left) with Phi = (1/d - e/2 + e^2 d/12 - e^4 d^3/720) F
-    (Euler-Maclaurin; exact where d^5 F = 0 or e = 0).
+    If `is_rate`, the coefficients are those of D g, in units of the panel's length. `step` is e in units of x.
+    J F = Phi - Phi(left) with Phi = (1/d - e/2 + e^2 d/12 - e^4 d^3/720) F (Euler-Maclaurin; exact where d^5 F = 0
+    or e = 0).
     """
     n_coefficients = coefficients.shape[0]
     length = right - left
@@ -137,7 +141,7 @@ def interval_series(coefficients, left, right, step, is_rate, series_out):
 
 
 @jit(void(vector, float64, float64, boolean, vector))
-def panel_series(coefficients, position, step, is_rate, series_out):
+def panel_series(coefficients: Array, position: float, step: float, is_rate: bool, series_out: Array) -> None:
     """b_k = (2 D)^{k+1} g at `position` on [-1, 1], k < DEGREE: derivatives in units of the panel's length 2.
 
     If `is_rate`, the coefficients are those of 2 D g.
@@ -171,7 +175,9 @@ def panel_series(coefficients, position, step, is_rate, series_out):
 
 
 @jit(void(vector, float64, boolean, vector, matrix, matrix))
-def all_series(coefficients, step, is_rate, points, small_out, large_out):
+def all_series(
+    coefficients: Array, step: float, is_rate: bool, points: Array, small_out: Array, large_out: Array
+) -> None:
     """The series of every point: from the point before it, and at the point."""
     for i in range(N_POINTS):
         panel_series(coefficients, points[i], step, is_rate, large_out[i])
@@ -180,7 +186,7 @@ def all_series(coefficients, step, is_rate, points, small_out, large_out):
 
 
 @jit(int64(vector, float64, float64))
-def count_rates(s, length, bound):
+def count_rates(s: Array, length: float, bound: float) -> int:
     """Number of rates s (decreasing) with s length > bound."""
     count = 0
     while count < s.shape[0] and s[count] * length > bound:
@@ -195,7 +201,13 @@ def count_rates(s, length, bound):
         void(complex_vector, int64, vector, complex_matrix, complex_matrix),
     ]
 )
-def decay_factors(nu, n_large, points, from_start_out, between_out):
+def decay_factors(
+    nu: Array | ComplexArray,
+    n_large: int,
+    points: Array,
+    from_start_out: Array | ComplexArray,
+    between_out: Array | ComplexArray,
+) -> None:
     """exp(-nu (c_i - 0)) for the first n_large rates, exp(-nu (c_i - c_{i-1})) for the others; c in [0, 1]."""
     for i in range(1, N_POINTS):
         c = 0.5 * (points[i] - points[0])
@@ -212,14 +224,15 @@ def decay_factors(nu, n_large, points, from_start_out, between_out):
 
 
 @jit(float64(vector))
-def tail(values):
+def tail(values: Array) -> float:
     """Size of the two highest Chebyshev coefficients of values at the points, relative to the last value."""
     last, second = 0.0, 0.0
     for i in range(N_POINTS):
         weight = (0.5 if i == 0 or i == DEGREE else 1.0) / DEGREE
         last += weight * (1.0 if (DEGREE - i) % 2 == 0 else -1.0) * values[i]
         second += 2.0 * weight * np.cos((DEGREE - 1) * np.pi * (DEGREE - i) / DEGREE) * values[i]
-    return max(abs(last), 0.2 * abs(second)) / abs(values[DEGREE])
+    size: float = max(abs(last), 0.2 * abs(second)) / abs(values[DEGREE])
+    return size
 
 
 @jit(
@@ -228,7 +241,17 @@ def tail(values):
         void(complex_vector, int64, int64, vector, matrix, matrix, complex_matrix, complex_matrix, complex_matrix),
     ]
 )
-def deviations(z, n_large, n_middle, points, small_series, large_series, from_start, between, d_out):
+def deviations(
+    z: Array | ComplexArray,
+    n_large: int,
+    n_middle: int,
+    points: Array,
+    small_series: Array,
+    large_series: Array,
+    from_start: Array | ComplexArray,
+    between: Array | ComplexArray,
+    d_out: Array | ComplexArray,
+) -> None:
     """Fill d_out[1:, q] from d_out[0, q] for rates z (times the panel's length, decreasing).
 
     Loops over rates are the inner ones, so that they run on vectors.

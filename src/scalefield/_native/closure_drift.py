@@ -17,18 +17,20 @@ from scalefield._native.jit import float64, int64, jit, matrix, status_and_step,
 
 __all__ = ["DIVERGED", "OK", "UNRESOLVED", "march_balanced"]
 
+Array = NDArray[np.float64]
+
 OK, DIVERGED, UNRESOLVED = 0, 1, 2
 
 _ROOT = np.sqrt(6.0)
 # The method's matrix and nodes (Hairer & Wanner, Solving Ordinary Differential Equations II, IV.5).
-_A: NDArray[np.float64] = np.array(
+_A: Array = np.array(
     [
         [(88.0 - 7.0 * _ROOT) / 360.0, (296.0 - 169.0 * _ROOT) / 1800.0, (-2.0 + 3.0 * _ROOT) / 225.0],
         [(296.0 + 169.0 * _ROOT) / 1800.0, (88.0 + 7.0 * _ROOT) / 360.0, (-2.0 - 3.0 * _ROOT) / 225.0],
         [(16.0 - _ROOT) / 36.0, (16.0 + _ROOT) / 36.0, 1.0 / 9.0],
     ]
 )
-_C: NDArray[np.float64] = np.array([(4.0 - _ROOT) / 10.0, (4.0 + _ROOT) / 10.0, 1.0])
+_C: Array = np.array([(4.0 - _ROOT) / 10.0, (4.0 + _ROOT) / 10.0, 1.0])
 
 # Largest step relative to t, and of numerical derivatives relative to the unknowns.
 GROWTH = 0.5
@@ -39,7 +41,7 @@ UNKNOWNS = 9
 
 
 @jit(void(vector, vector, float64, float64, vector), inline=True)
-def _stages(rate, source, start, h, stage_out):
+def _stages(rate: Array, source: Array, start: float, h: float, stage_out: Array) -> None:
     """Solve W_i + h sum_j A_ij rate_j W_j = start + h sum_j A_ij source_j for the three stages."""
     r0, r1, r2 = h * rate[0], h * rate[1], h * rate[2]
     m00, m01, m02 = 1.0 + _A[0, 0] * r0, _A[0, 1] * r1, _A[0, 2] * r2
@@ -66,28 +68,28 @@ def _stages(rate, source, start, h, stage_out):
     )
 )
 def _residual(
-    s,
-    power,
-    x,
-    weights,
-    learning_rate,
-    gamma,
-    inverse_batch,
-    noise_power,
-    atom,
-    trace,
-    unlearned,
-    variance,
-    q,
-    time,
-    h,
-    unknowns,
-    residual_out,
-    loss_out,
-    unlearned_out,
-    variance_out,
-    end_out,
-):
+    s: Array,
+    power: Array,
+    x: Array,
+    weights: Array,
+    learning_rate: float,
+    gamma: float,
+    inverse_batch: float,
+    noise_power: float,
+    atom: float,
+    trace: float,
+    unlearned: Array,
+    variance: Array,
+    q: float,
+    time: float,
+    h: float,
+    unknowns: Array,
+    residual_out: Array,
+    loss_out: Array,
+    unlearned_out: Array,
+    variance_out: Array,
+    end_out: Array,
+) -> None:
     """What a, b and D of the stages should be less what they are; the state at the step's end is the last stage's."""
     rate, source, stage = np.zeros(3), np.zeros(3), np.zeros(3)
     square, product, weighted = np.zeros(3), np.zeros(3), np.zeros(3)
@@ -148,26 +150,26 @@ def _residual(
     )
 )
 def _step(
-    s,
-    power,
-    x,
-    weights,
-    learning_rate,
-    gamma,
-    inverse_batch,
-    noise_power,
-    atom,
-    trace,
-    unlearned,
-    variance,
-    q,
-    time,
-    h,
-    unknowns,
-    unlearned_out,
-    variance_out,
-    end_out,
-):
+    s: Array,
+    power: Array,
+    x: Array,
+    weights: Array,
+    learning_rate: float,
+    gamma: float,
+    inverse_batch: float,
+    noise_power: float,
+    atom: float,
+    trace: float,
+    unlearned: Array,
+    variance: Array,
+    q: float,
+    time: float,
+    h: float,
+    unknowns: Array,
+    unlearned_out: Array,
+    variance_out: Array,
+    end_out: Array,
+) -> int:
     """One step of length h by Newton's method from `unknowns`, which become the solution; 0 if it converged."""
     residual, moved, trial = np.zeros(UNKNOWNS), np.zeros(UNKNOWNS), np.zeros(UNKNOWNS)
     scale = np.zeros(UNKNOWNS)
@@ -213,23 +215,23 @@ def _step(
     )
 )
 def march_balanced(
-    s,
-    power,
-    x,
-    weights,
-    learning_rate,
-    gamma,
-    inverse_batch,
-    noise_power,
-    atom,
-    threshold,
-    tolerance,
-    unlearned,
-    variance,
-    scalars,
-    record_times,
-    records_out,
-):
+    s: Array,
+    power: Array,
+    x: Array,
+    weights: Array,
+    learning_rate: float,
+    gamma: float,
+    inverse_batch: float,
+    noise_power: float,
+    atom: float,
+    threshold: float,
+    tolerance: float,
+    unlearned: Array,
+    variance: Array,
+    scalars: Array,
+    record_times: Array,
+    records_out: Array,
+) -> tuple[int, int]:
     """Continue from step scalars[0] with q = scalars[1] and effective time scalars[2]; returns (status, n_records).
 
     s, power: source nodes; x, weights: trace nodes; unlearned is 1 - y, variance is V. Rows of records_out: loss, q,
@@ -284,6 +286,8 @@ def march_balanced(
             records_out[0, record], records_out[1, record], records_out[2, record] = loss, q, time
             record += 1
         growth = min(3.0, 0.9 * (tolerance / max(error, 1e-300)) ** (1.0 / 6.0))
-        h = min(max(h, step) if not full and growth > 1.0 else step, GROWTH * t) * (growth if full else max(growth, 1.0))
+        h = min(max(h, step) if not full and growth > 1.0 else step, GROWTH * t) * (
+            growth if full else max(growth, 1.0)
+        )
         h = min(h, GROWTH * t)
     return OK, record

@@ -10,17 +10,20 @@ of a panel is found by fixed-point iteration.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from scalefield._native.causal_panels import (
     DEGREE,
     LARGE,
     N_POINTS,
+    NOTHING,
     SMALL,
     TERMS,
     all_series,
     count_rates,
-    NOTHING,
     decay_factors,
     deviations,
     interval_series,
@@ -31,7 +34,6 @@ from scalefield._native.jit import (
     complex_matrix,
     complex_vector,
     float64,
-    float64_pair,
     int_vector,
     jit,
     matrix,
@@ -42,16 +44,22 @@ from scalefield._native.jit import (
 
 __all__ = ["evaluate", "locate", "march_flow"]
 
+Array = NDArray[np.float64]
+ComplexArray = NDArray[np.complex128]
+
 # Largest length of a panel relative to its start.
 GROWTH = 1.0
 ITERATIONS = 60
 # What rounding errors can do to g at most.
 ROUNDING = 1e-9
 # Rates below this over u are those of nothing learned yet.
-UNLEARNED = 1e-6
+UNLEARNED = 0.03
+# Terms of the series in s u below it: (s u)^MOMENTS/MOMENTS! is left out.
+MOMENTS = 6
+
 
 @jit(float64(vector, complex_vector, float64, vector, complex_vector), fastmath=("reassoc", "contract", "nsz"))
-def _readout(power, ray_power, g, d, ray_d):
+def _readout(power: Array, ray_power: ComplexArray, g: float, d: Array, ray_d: ComplexArray) -> float:
     """n = mu(y^2/s), y = 1 - d/g, with power = mu/s; as far as power reaches."""
     total = 0.0
     inverse = 1.0 / g
@@ -64,18 +72,33 @@ def _readout(power, ray_power, g, d, ray_d):
     return total
 
 
-@jit(float64_pair(vector, float64))
-def _integrals(coefficients, x):
-    """Once and twice integrated polynomial from the panel's start to x, in units of its length."""
-    once, twice = 0.0, 0.0
-    # int_{-1}^x x'^n = (x^{n+1} - (-1)^{n+1})/(n+1), and once more
-    right, left = x, -1.0
+@jit(void(vector, float64, vector, matrix))
+def _moments(coefficients: Array, length: float, start: Array, moments_out: Array) -> None:
+    """M_k = int_0^u (u - u')^k/k! g(u') du' at the points, from those at the panel's start."""
+    points = moments_out.shape[0]
+    polynomial = np.zeros(N_POINTS + MOMENTS)
     for n in range(N_POINTS):
-        once += coefficients[n] * (right - left) / (n + 1)
-        twice += coefficients[n] * ((right * x - left * -1.0) / (n + 2) - left * (x + 1.0)) / (n + 1)
-        right *= x
-        left *= -1.0
-    return 0.5 * once, 0.25 * twice
+        polynomial[n] = coefficients[n]
+    scale = 1.0
+    for k in range(MOMENTS):
+        # Integrated once more from x = -1, in units of the panel's length 2.
+        for n in range(N_POINTS + k, 0, -1):
+            polynomial[n] = 0.5 * polynomial[n - 1] / n
+        polynomial[0] = 0.0
+        for n in range(1, N_POINTS + k + 1):
+            polynomial[0] -= polynomial[n] * (-1.0 if n % 2 == 1 else 1.0)
+        scale *= length
+        for i in range(points):
+            x = -np.cos(np.pi * i / DEGREE)
+            value = 0.0
+            for n in range(N_POINTS + k, -1, -1):
+                value = value * x + polynomial[n]
+            # M_k(u + h) = sum_j h^j/j! M_{k-j}(u) + what the panel adds
+            total, factor, h = scale * value, 1.0, 0.5 * (x + 1.0) * length
+            for j in range(k + 1):
+                total += factor * start[k - j]
+                factor *= h / (j + 1)
+            moments_out[i, k] = total
 
 
 @jit(
@@ -97,21 +120,21 @@ def _integrals(coefficients, x):
     )
 )
 def march_flow(
-    s,
-    mass,
-    ray_s,
-    ray_weight,
-    gamma,
-    end,
-    first_length,
-    tolerance,
-    points,
-    to_monomials,
-    start_out,
-    length_out,
-    tau_out,
-    coefficients_out,
-):
+    s: Array,
+    mass: Array,
+    ray_s: ComplexArray,
+    ray_weight: ComplexArray,
+    gamma: float,
+    end: float,
+    first_length: float,
+    tolerance: float,
+    points: Array,
+    to_monomials: Array,
+    start_out: Array,
+    length_out: Array,
+    tau_out: Array,
+    coefficients_out: Array,
+) -> tuple[int, int]:
     """Panels from u = 0 until tau = end; returns (status, number of panels), status 1 if that cannot be done.
 
     Rates s decreasing, rays by decreasing |s|. Entry j of the outputs: start and length of panel j in u, tau at its
@@ -134,7 +157,8 @@ def march_flow(
     ray_d[0] = 1.0
     u, tau, length, slope, curvature = 0.0, 0.0, first_length, 0.0, 0.0
     panel = 0
-    integral, double_integral, last_error = 0.0, 0.0, np.inf
+    tiny, start_moments, moments = np.zeros(MOMENTS), np.zeros(MOMENTS), np.zeros((N_POINTS, MOMENTS))
+    last_error = np.inf
     residual, last_residual = np.zeros(N_POINTS), np.zeros(N_POINTS)
     relaxation = 1.0
     while tau < end:
@@ -151,16 +175,20 @@ def march_flow(
         ray_large, ray_middle = count_rates(ray_size, length, LARGE), count_rates(ray_size, length, SMALL)
         decay_factors(z, n_large, points, from_start, between)
         decay_factors(ray_z, ray_large, points, ray_from_start, ray_between)
-        # For the smallest rates y = 1 - d/g has no digits: y g = s I - s^2 J with I' = g and J' = I, to (s u)^2.
+        # For small rates y = 1 - d/g has no digits: y g = s sum_k (-s)^k M_k, to (s u)^MOMENTS.
         n_live = count_rates(s, u + length, UNLEARNED)
-        tiny, tiny_square = 0.0, 0.0
+        tiny[:] = 0.0
         for k in range(n_live, n_rates):
-            tiny += mass[k] * s[k]
-            tiny_square += mass[k] * s[k] * s[k]
+            product = mass[k]
+            for j in range(MOMENTS):
+                product *= s[k]
+                tiny[j] += product
         ray_live = count_rates(ray_size, u + length, UNLEARNED)
         for k in range(ray_live, n_rays):
-            tiny += (ray_weight[k] * ray_s[k]).imag
-            tiny_square += (ray_weight[k] * ray_s[k] * ray_s[k]).imag
+            ray_product = ray_weight[k]
+            for j in range(MOMENTS):
+                ray_product *= ray_s[k]
+                tiny[j] += ray_product.imag
         # First guess: the last panel continued, log g by its slope and curvature in log u.
         for i in range(1, N_POINTS):
             x = np.log(1.0 + 0.5 * (points[i] + 1.0) * length / u) if u > 0.0 else 0.0
@@ -175,12 +203,15 @@ def march_flow(
             deviations(ray_z, ray_large, ray_middle, points, small, large, ray_from_start, ray_between, ray_d)
             change = 0.0
             if gamma > 0.0:
+                _moments(coefficients, length, start_moments, moments)
                 for i in range(1, N_POINTS):
-                    first, second = _integrals(coefficients, points[i])
-                    once = integral + length * first
-                    twice = double_integral + length * (0.5 * (points[i] + 1.0) * integral + length * second)
-                    n_i = _readout(power[:n_live], ray_power[:ray_live], g[i], d[i], ray_d[i])
-                    n_i += (tiny * once * once - 2.0 * tiny_square * once * twice) / (g[i] * g[i])
+                    n_i = 0.0
+                    for j in range(MOMENTS):
+                        for k in range(j + 1):
+                            sign = 1.0 if j % 2 == 0 else -1.0
+                            n_i += sign * tiny[j] * moments[i, k] * moments[i, j - k]
+                    n_i /= g[i] * g[i]
+                    n_i += _readout(power[:n_live], ray_power[:ray_live], g[i], d[i], ray_d[i])
                     # q (1 + gamma q) = n,  g = a^{-1/2}
                     new = np.sqrt(2.0 / (1.0 + np.sqrt(1.0 + 4.0 * gamma * n_i)))
                     residual[i] = new - g[i]
@@ -223,9 +254,8 @@ def march_flow(
                     total += (1.0 if n == m else 2.0) * coefficients[n] * coefficients[m] / (n + m + 1)
         tau += total * length
         u += length
-        first, second = _integrals(coefficients, 1.0)
-        double_integral += length * (integral + length * second)
-        integral += length * first
+        _moments(coefficients, length, start_moments, moments)
+        start_moments[:] = moments[DEGREE]
         if gamma > 0.0:
             rise, bend = 0.0, 0.0
             for n in range(1, N_POINTS):
@@ -243,7 +273,9 @@ def march_flow(
 
 
 @jit(void(vector, vector, matrix, vector, int_vector, vector))
-def locate(tau_start, length, coefficients, tau, panel_out, position_out):
+def locate(
+    tau_start: Array, length: Array, coefficients: Array, tau: Array, panel_out: NDArray[np.int64], position_out: Array
+) -> None:
     """Panel and position x in [-1, 1] of each tau: the integral of g^2 from the panel's start (dtau = g^2 du)."""
     n_panels = tau_start.shape[0]
     integral = np.zeros(2 * N_POINTS)
@@ -276,13 +308,22 @@ _panels = (vector, vector, matrix, vector, int_vector, vector)
 
 
 @jit([void(vector, *_panels, matrix), void(complex_vector, *_panels, complex_matrix)])
-def evaluate(rates, sizes, length, coefficients, points, panel_of, position, d_out):
+def evaluate(
+    rates: Array | ComplexArray,
+    sizes: Array,
+    length: Array,
+    coefficients: Array,
+    points: Array,
+    panel_of: NDArray[np.int64],
+    position: Array,
+    d_out: Array | ComplexArray,
+) -> None:
     """d_s for each rate (by decreasing size) at positions on panels, these in their order; shape (times, rates)."""
     n_rates = rates.shape[0]
     small = np.zeros((N_POINTS, TERMS))
     large = np.zeros((N_POINTS, DEGREE))
     small_here, large_here = np.zeros(TERMS), np.zeros(DEGREE)
-    d = np.empty((N_POINTS, n_rates), dtype=rates.dtype)
+    d: Any = np.empty((N_POINTS, n_rates), dtype=rates.dtype)
     from_start, between = np.empty_like(d), np.empty_like(d)
     d[0] = 1.0
     j = 0

@@ -10,6 +10,7 @@ fixed-point iteration. Nothing else is approximated.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scalefield._native.causal_panels import (
     DEGREE,
@@ -26,6 +27,8 @@ from scalefield._native.jit import float64, jit, matrix, status_and_step, vector
 
 __all__ = ["DIVERGED", "OK", "UNRESOLVED", "march_lazy"]
 
+Array = NDArray[np.float64]
+
 # Largest length of a panel relative to its start.
 GROWTH = 0.7
 # Fewest steps a panel holds: below, the sums over steps are not smooth enough.
@@ -35,7 +38,7 @@ OK, DIVERGED, UNRESOLVED = 0, 1, 2
 
 
 @jit(float64(vector, vector, vector, float64), fastmath=("reassoc", "contract", "nsz"))
-def _mean_loss(power, rate, unlearned, steps):
+def _mean_loss(power: Array, rate: Array, unlearned: Array, steps: float) -> float:
     """mu((1 - y)^2), with the deviation `unlearned` some steps before; rate = -log|1 - eta s|."""
     total = 0.0
     for k in range(power.shape[0]):
@@ -56,24 +59,24 @@ def _mean_loss(power, rate, unlearned, steps):
     )
 )
 def march_lazy(
-    s,
-    power,
-    x,
-    weights,
-    learning_rate,
-    inverse_batch,
-    noise_power,
-    atom,
-    threshold,
-    tolerance,
-    points,
-    to_monomials,
-    unlearned,
-    variance,
-    start,
-    record_times,
-    loss_out,
-):
+    s: Array,
+    power: Array,
+    x: Array,
+    weights: Array,
+    learning_rate: float,
+    inverse_batch: float,
+    noise_power: float,
+    atom: float,
+    threshold: float,
+    tolerance: float,
+    points: Array,
+    to_monomials: Array,
+    unlearned: Array,
+    variance: Array,
+    start: float,
+    record_times: Array,
+    loss_out: Array,
+) -> tuple[int, int]:
     """Continue from step `start` (1 - y = unlearned, V = variance); returns (status, number of records).
 
     s, power: source nodes; x, weights: trace nodes, decreasing. The loss at record_times (increasing, beyond start)

@@ -38,7 +38,7 @@ from scalefield._native.jit import (
 )
 from scalefield._native.rng import fill_normals
 
-__all__ = ["DIVERGED", "MODE_BLOCK", "OK", "STOPPED", "advance", "fill_projection"]
+__all__ = ["DIVERGED", "MODE_BLOCK", "OK", "STOPPED", "advance", "fill_projection", "fill_projection_block"]
 
 Array = NDArray[np.float64]
 
@@ -402,13 +402,30 @@ def advance(
     return OK, t_last
 
 
-@jit(int64(uint64, uint64, int64, byte_vector, matrix))
+@jit(int64(uint64, uint64, int64, int64, byte_vector, matrix))
 def fill_projection(
-    key0: np.uint64, key1: np.uint64, run: int, stop: NDArray[np.uint8], projection_out: Array
+    key0: np.uint64, key1: np.uint64, run: int, first: int, stop: NDArray[np.uint8], projection_out: Array
 ) -> int:
-    """Fill projection_out[k, i] = A(0)[i, k] of a run from the stream PROJECTION; return OK or STOPPED."""
+    """Fill projection_out[k, i] = A(0)[i, first + k] of a run from the stream PROJECTION; return OK or STOPPED."""
     for k in range(projection_out.shape[0]):
         if stop[0] != 0:
             return STOPPED
-        fill_normals(key0, key1, np.uint64(k), np.uint64(run), _ZERO, _ZERO, projection_out[k])
+        fill_normals(key0, key1, np.uint64(first + k), np.uint64(run), _ZERO, _ZERO, projection_out[k])
     return OK
+
+
+@jit(void(uint64, uint64, int64, int64, int64, matrix))
+def fill_projection_block(
+    key0: np.uint64, key1: np.uint64, run: int, first_mode: int, first_feature: int, projection_out: Array
+) -> None:
+    """Fill projection_out[k, i] = A(0)[first_feature + i, first_mode + k]; first_feature is a multiple of 4."""
+    for k in range(projection_out.shape[0]):
+        fill_normals(
+            key0,
+            key1,
+            np.uint64(first_mode + k),
+            np.uint64(run),
+            _ZERO,
+            np.uint64(first_feature // 4),
+            projection_out[k],
+        )

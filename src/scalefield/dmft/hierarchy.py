@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from scalefield._progress import Progress
 from scalefield.dmft.closure import Closure, source_basis
-from scalefield.dmft.measures import condensed, spectral_measure
+from scalefield.dmft.measures import spectral_measure
 from scalefield.dmft.solution import DMFTSolution
 from scalefield.dmft.spectral import solve_spectral
 from scalefield.dmft.two_time import effective_time
@@ -74,7 +74,7 @@ def solve_closure(
     for attempt in range(_ATTEMPTS):
         if math.isinf(model.width):
             measure = spectral_measure(model, seed, max(rtol, 1e-13), horizon)
-        nodes = condensed(measure, max(horizon, 1.0), max(rtol, 1e-13))
+        nodes = measure.merged(max(horizon, 1.0), rtol)
         curve = _run(model, nodes, n_steps, steps, order, progress)
         if nodes.error == 0.0 or curve.reached_time <= horizon or attempt == _ATTEMPTS - 1:
             break

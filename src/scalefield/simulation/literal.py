@@ -298,7 +298,7 @@ class _Ensemble:
         from scalefield._native import literal_steps, rng
 
         key = rng.stream_key(self.seed, rng.PROJECTION)
-        if literal_steps.fill_projection(*key, run, self.stop, space.projection) == literal_steps.OK:
+        if literal_steps.fill_projection(*key, run, 0, self.stop, space.projection) == literal_steps.OK:
             self.train(run, space)
 
     def train(self, run: int, space: _Workspace) -> None:
