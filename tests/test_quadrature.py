@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from scipy.special import gamma, gammainc, hyp2f1, zeta
 
 import scalefield as sf
-from scalefield.quadrature import SpectralNodes, _discrete_gauss, exact_nodes, merge
+from scalefield.quadrature import SpectralNodes, _discrete_gauss, _power_sum, condense, exact_nodes, merge
 from strategies import explicit_spectra, power_laws
 
 FUNCTIONS = {
@@ -525,3 +525,176 @@ def test_merging_scales(data):
     # Powers of two change no rounding but that of the times tried, which choose no other rule here.
     np.testing.assert_array_equal(c * first[0], second[0])
     np.testing.assert_array_equal(4.0 * first[1], second[1])
+
+
+def _step_sum(x, mass, rate, steps):
+    """sum_q m_q (1 - rate x_q)^t and sum_q m_q |1 - rate x_q|^t for each t."""
+    factor = 1.0 - rate * x
+    size = np.abs(factor)
+    # Through log1p where x is small: rounding 1 - rate x first would cost 1e-16 t.
+    logarithm = np.where(rate * x < 0.5, np.log1p(-np.minimum(rate * x, 0.5)), np.log(np.maximum(size, 1e-300)))
+    decay = np.exp(np.multiply.outer(steps, logarithm))
+    sign = np.where((steps % 2.0 == 1.0)[:, None], np.sign(factor), 1.0)
+    return (decay * sign) @ mass, decay @ mass
+
+
+def _whole_numbers(last, count):
+    return np.unique(np.floor(np.concatenate([np.arange(min(last, 60.0)), np.geomspace(1.0, max(last, 1.0), count)])))
+
+
+@pytest.mark.parametrize("rtol", [1e-6, 1e-9, 1e-12])
+@pytest.mark.parametrize("horizon", [10.0, 1e3, 1e5])
+@pytest.mark.parametrize("case", CASES)
+def test_merged_steps_near_the_stability_bound(case, horizon, rtol):
+    """(1 - r x)^t with r max x up to 1.9: the largest x alternate in sign and decay slowly."""
+    x, mass = CASES[case]
+    merged_x, merged_mass, error = merge(x, mass, horizon, rtol)
+    for edge in (0.7, 1.3, 1.6, 1.9):
+        rate = edge / x.max()
+        steps = _whole_numbers(horizon / rate, 50)
+        deviation = _step_sum(merged_x, merged_mass, rate, steps)[0] - _step_sum(x, mass, rate, steps)[0]
+        worst = np.abs(deviation).max() / mass.sum()
+        assert worst <= 5.0 * error + 2e-14, edge
+        assert worst <= rtol + 2e-14, edge
+
+
+# ------------------------------------------------------------------------------------------------ condensing
+
+
+def condensed_cases():
+    """Those of merging, power laws of a long horizon, and averages over projections with and without an atom."""
+    result = {name: (*measure, 0.0) for name, measure in CASES.items()}
+    result["long power law"] = (*power_law_measure(1.5, 0.5, "source", horizon=1e12), 0.0)
+    result["long modes"] = (*power_law_measure(1.2, 1.0, "mode", horizon=1e12), 0.0)
+    for name, width, n_modes in (("narrow", 8, None), ("wide", 200, None), ("all learned", 200, 100)):
+        measure = sf.DeterministicEquivalent(sf.PowerLawSpectrum(1.5, 0.5, n_modes), width).measure()
+        result[name] = measure.source_eigenvalues, measure.source_power, measure.atom
+    return result
+
+
+CONDENSED = condensed_cases()
+# How sums decay matters down to here, condense says.
+VANISHED = 1e-60
+
+
+@pytest.mark.parametrize("rtol", [1e-5, 1e-8, 1e-11])
+@pytest.mark.parametrize("horizon", [10.0, 1e4, 1e9])
+@pytest.mark.parametrize("case", CONDENSED)
+def test_condensed_sums_are_right_relative_to_themselves(case, horizon, rtol):
+    x, mass, atom = CONDENSED[case]
+    new_x, new_mass, error = condense(x, mass, horizon, rtol, atom)
+    assert error <= rtol
+    assert len(new_x) == len(new_mass) <= len(x)
+    assert (new_mass > 0.0).all()
+    assert (np.diff(new_x) < 0.0).all()
+    assert new_mass.sum() == pytest.approx(mass.sum(), rel=1e-12, abs=0)
+    vanished = VANISHED * (mass.sum() + atom)
+    tau = np.geomspace(1e-3 / x.max(), horizon, 97)
+    # Functions of x tau and whether the atom takes part; derivatives tell how rounding of nodes enters.
+    families = {
+        "e^-z": (lambda z: np.exp(-z), lambda z: z * np.exp(-z), True),
+        "1/(1+z)^2": (lambda z: 1.0 / (1.0 + z) ** 2, lambda z: z / (1.0 + z) ** 3, True),
+        "(1-e^-z)^2/z": (lambda z: np.expm1(-z) ** 2 / z, lambda z: z / (1.0 + z) ** 2, False),
+    }
+    for name, (function, slope, with_atom) in families.items():
+        exact, sums = function(np.outer(tau, x)) @ mass, function(np.outer(tau, new_x)) @ new_mass
+        scale = exact + (atom if with_atom else 0.0) + vanished
+        rounding = 5e-15 * (slope(np.outer(tau, x)) @ mass)
+        deviation = (np.maximum(np.abs(sums - exact) - rounding, 0.0) / scale).max()
+        assert deviation <= 10.0 * error + 1e-14, name
+        assert deviation <= rtol + 1e-14, name
+    for edge in (0.5, 1.0, 1.4, 1.9):
+        rate = edge / x.max()
+        steps = _whole_numbers(horizon / rate, 60)
+        exact, scale = _step_sum(x, mass, rate, steps)
+        sums, _ = _step_sum(new_x, new_mass, rate, steps)
+        slopes = np.minimum(rate * x / np.maximum(np.abs(1.0 - rate * x), 1e-3), 1e3)
+        rounding = 5e-15 * steps * _step_sum(x, mass * slopes, rate, steps)[1]
+        deviation = (np.maximum(np.abs(sums - exact) - rounding, 0.0) / (scale + atom + vanished)).max()
+        assert deviation <= 10.0 * error + 1e-14, edge
+        assert deviation <= 2.0 * rtol + 1e-14, edge
+
+
+def test_condensing_condenses():
+    """Numbers measured once; half as many again would be a regression."""
+    x, mass, _ = CONDENSED["long power law"]
+    assert len(condense(x, mass, 1e12, 1e-8)[0]) <= 150
+    x, mass, atom = CONDENSED["wide"]
+    assert len(condense(x, mass, 1e9, 1e-8, atom)[0]) <= 75
+
+
+def test_an_atom_spares_nodes():
+    """What has decayed far below the atom needs no digits of its own."""
+    x, mass, _ = CONDENSED["dense octave"]
+    alone = condense(x, mass, 1e4, 1e-8)
+    beside = condense(x, mass, 1e4, 1e-8, atom=0.1 * mass.sum())
+    assert len(beside[0]) < 0.5 * len(alone[0])
+    assert beside[2] <= 1e-8
+
+
+@pytest.mark.parametrize("horizon", [1.0, 1e3, 1e9])
+def test_condensing_keeps_few_nodes(horizon):
+    x, mass = np.array([0.3, 1.0, 0.7, 1e-6]), np.array([1.0, 2.0, 3.0, 4.0])
+    new_x, new_mass, error = condense(x, mass, horizon, 1e-8)
+    np.testing.assert_array_equal(new_x, [1.0, 0.7, 0.3, 1e-6])
+    np.testing.assert_array_equal(new_mass, [2.0, 3.0, 1.0, 4.0])
+    assert error == 0.0
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    logs=st.lists(st.floats(-6.0, 0.0), min_size=1, max_size=60),
+    copies=st.integers(1, 12),
+    seed=st.integers(0, 2**32 - 1),
+    log_horizon=st.floats(0.0, 6.0),
+)
+def test_condensing_any_measure_in_any_order(logs, copies, seed, log_horizon):
+    rng = np.random.default_rng(seed)
+    x, horizon = 10.0 ** np.array(logs), 10.0**log_horizon
+    mass = rng.uniform(0.01, 1.0, x.size)
+    split = np.repeat(np.arange(x.size), rng.integers(1, copies + 1, x.size))
+    split = rng.permutation(split)
+    count = np.bincount(split, minlength=x.size)
+    new_x, new_mass, error = condense(x[split], (mass / count)[split], horizon, 1e-8)
+    assert error <= 1e-8
+    assert (new_mass > 0.0).all()
+    tau = np.geomspace(1e-3, horizon, 40)
+    exact = np.exp(-np.outer(tau, x)) @ mass
+    difference = np.abs(np.exp(-np.outer(tau, new_x)) @ new_mass - exact)
+    assert (difference <= 1e-8 * (exact + VANISHED * mass.sum()) + 1e-13 * exact).all()
+
+
+# ------------------------------------------------------------------------------------------------------- tails
+
+
+@pytest.mark.parametrize("exponent", [1.01, 1.5, 3.0])
+@pytest.mark.parametrize("first", [100.0, 0.99e8, 1.01e8, 1e20])
+@pytest.mark.parametrize("factor", [1.5, 1e3, math.inf])
+def test_power_sums(exponent, first, factor):
+    """Euler-Maclaurin up to the third derivative, which is 1e-12 of the sum and less from mode 100 on."""
+    first, last = math.floor(first), math.floor(factor * first) if factor < math.inf else math.inf
+    n = exponent - 1.0
+    ratio = 0.0 if last == math.inf else (last / first) ** -n
+    expected = first**-n * (1.0 - ratio) / n + 0.5 * (first**-exponent + last**-exponent)
+    expected += exponent / 12.0 * (first ** -(exponent + 1.0) - last ** -(exponent + 1.0))
+    expected -= exponent * (exponent + 1.0) * (exponent + 2.0) / 720.0 * (
+        first ** -(exponent + 3.0) - last ** -(exponent + 3.0)
+    )
+    assert _power_sum(exponent, float(first), float(last)) == pytest.approx(expected, rel=1e-11, abs=0)
+
+
+@pytest.mark.parametrize("exponent", [0.5, 1.0])
+def test_power_sums_that_diverge_are_finite_up_to_a_last_mode(exponent):
+    expected = math.log(1e3) if exponent == 1.0 else 2.0 * (math.sqrt(1e23) - math.sqrt(1e20))
+    assert _power_sum(exponent, 1e20, 1e23) == pytest.approx(expected, rel=1e-13, abs=0)
+
+
+@pytest.mark.parametrize("horizon", [1e3, 1e12, 1e20, 1e30])
+@pytest.mark.parametrize("alpha", [1.05, 1.5, 3.0])
+def test_nodes_of_any_horizon_are_made_of_doubles(alpha, horizon):
+    """Mode numbers beyond 2^63 must not turn into Python's integers, whose arrays are slow."""
+    k, weights = _discrete_gauss(10**25, 10**25, 10)
+    assert k.dtype == weights.dtype == np.float64
+    nodes = sf.PowerLawSpectrum(alpha, 0.5).quadrature(horizon=horizon)
+    assert nodes.trace == pytest.approx(zeta(alpha), rel=1e-13, abs=0)
+    assert nodes.total_target_power == pytest.approx(zeta(0.5 * alpha + 1.0), rel=1e-13, abs=0)

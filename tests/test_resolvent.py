@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from scipy.special import zeta
 
 import scalefield as sf
-from scalefield.resolvent import DeterministicEquivalent
+from scalefield.resolvent import DeterministicEquivalent, bottleneck_loss
 from strategies import tasks
 
 WIDTHS = [1, 2.5, 4, 64, 256, 4096, 1e6]
@@ -296,6 +296,129 @@ def test_realised_spectra():
         error = samples.std(axis=0) / math.sqrt(n_runs)
         # Four standard errors and a finite-size bias of 2/N relative.
         assert (np.abs(samples.mean(axis=0) - expected) <= 4.0 * error + 2.0 / width * expected).all()
+
+
+# -------------------------------------------------------------------------------------------------- bottlenecks
+
+
+def brute_force_bottlenecks(eigenvalues, power, size):
+    """Both losses from plain sums over the modes, kappa by bisection of its logarithm."""
+    low, high = -300.0, math.log(eigenvalues.sum() / size) + 1e-9
+    for _ in range(200):
+        middle = 0.5 * (low + high)
+        learned = eigenvalues / (eigenvalues + math.exp(middle))
+        if math.fsum(learned) > size:
+            low = middle
+        else:
+            high = middle
+    kappa = math.exp(0.5 * (low + high))
+    left, learned = kappa / (kappa + eigenvalues), eigenvalues / (kappa + eigenvalues)
+    return math.fsum(power * left), math.fsum(power * left**2) / (math.fsum(learned * left) / size)
+
+
+@pytest.mark.parametrize("size", [1, 2.5, 17, 150, 1200, 1999, 1999.9])
+@pytest.mark.parametrize(("alpha", "beta"), [(0.6, 0.3), (1.2, 1.0), (1.5, 2.5), (4.0, 0.5), (3.0, 3.0)])
+def test_bottlenecks_of_finite_power_laws(alpha, beta, size):
+    spectrum = sf.PowerLawSpectrum(alpha, beta, 2000)
+    width, samples = brute_force_bottlenecks(*modes_of(spectrum), size)
+    # Losses down to 1e-30 here; near M kappa itself is a small difference.
+    assert bottleneck_loss(spectrum, width=size) == pytest.approx(width, rel=1e-11, abs=0)
+    assert bottleneck_loss(spectrum, n_samples=size) == pytest.approx(samples, rel=1e-11, abs=0)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 4.5, 6])
+def test_bottlenecks_with_ties_and_zeros(size):
+    spectrum = sf.Spectrum([1, 1, 0.5, 0, 0.5, 1e-3, 1e-3, 0, 1e-6], [1, 2, 3, 4, 5, 6, 7, 8, 9])
+    width, samples = brute_force_bottlenecks(*modes_of(spectrum), size)
+    assert bottleneck_loss(spectrum, width=size) == pytest.approx(width, rel=1e-12, abs=0)
+    assert bottleneck_loss(spectrum, n_samples=size) == pytest.approx(samples, rel=1e-12, abs=0)
+
+
+def test_bottlenecks_of_a_measured_spectrum():
+    spectrum = sf.datasets.digits_spectrum()
+    for size in (1, 100, 1500):
+        width, samples = brute_force_bottlenecks(*modes_of(spectrum), size)
+        assert bottleneck_loss(spectrum, width=size) == pytest.approx(width, rel=1e-12, abs=0)
+        assert bottleneck_loss(spectrum, n_samples=size) == pytest.approx(samples, rel=1e-12, abs=0)
+
+
+@pytest.mark.parametrize("alpha", [1.2, 2.0, 3.0])
+@pytest.mark.parametrize("beta", [0.3, 0.7, 1.4, 1.6, 3.0])
+def test_exponents_of_bottlenecks(alpha, beta):
+    """N^{-alpha min(1, beta)} and P^{-alpha min(2, beta)}, at sizes where corrections have died out."""
+    spectrum = sf.PowerLawSpectrum(alpha, beta)
+    for name, limit in (("width", 1.0), ("n_samples", 2.0)):
+        sizes = np.array([1e14, 1e15])
+        losses = [bottleneck_loss(spectrum, **{name: size}) for size in sizes]
+        slope = math.log(losses[1] / losses[0]) / math.log(sizes[1] / sizes[0])
+        # The next term is smaller by the size to the power alpha |limit - beta|, at least 0.36 here.
+        assert slope == pytest.approx(-alpha * min(limit, beta), abs=2e-4 if alpha * abs(limit - beta) < 0.7 else 1e-6)
+
+
+@pytest.mark.parametrize("spectrum", [sf.PowerLawSpectrum(1.5, 0.5), sf.PowerLawSpectrum(2.0, 3.0, 300)])
+def test_bottlenecks_fall_with_size(spectrum):
+    sizes = np.geomspace(1.0, 290.0, 60)
+    for name in ("width", "n_samples"):
+        losses = np.array([bottleneck_loss(spectrum, **{name: size}) for size in sizes])
+        assert (losses > 0.0).all()
+        if name == "width":
+            # Ridgeless regression may get worse with data (double descent); a wider network does not.
+            assert (np.diff(losses) < 0.0).all()
+            assert losses[0] < spectrum.total_target_power
+
+
+def test_no_bottleneck_from_the_number_of_modes_on():
+    spectrum = sf.Spectrum([1.0, 0.5, 0.0], [1.0, 1.0, 1.0])
+    for name in ("width", "n_samples"):
+        assert bottleneck_loss(spectrum, **{name: 1.9}) > 0.0
+        for size in (2, 2.5, 1e9, math.inf):
+            assert bottleneck_loss(spectrum, **{name: size}) == 0.0
+        assert bottleneck_loss(sf.PowerLawSpectrum(1.5, 0.5), **{name: math.inf}) == 0.0
+
+
+def test_realised_width_bottlenecks():
+    """Atoms of 300 realised projections: their mean within four standard errors and a bias of order 1/N."""
+    spectrum = sf.PowerLawSpectrum(1.4, 0.7, 120)
+    for width in (10, 40):
+        atoms = np.array([sf.SpectralMeasure.from_projection(spectrum, width, seed).atom for seed in range(300)])
+        expected = bottleneck_loss(spectrum, width=width)
+        error = atoms.std(ddof=1) / math.sqrt(atoms.size)
+        assert abs(atoms.mean() - expected) <= 4.0 * error + 0.5 / width * expected
+
+
+def test_realised_data_bottlenecks():
+    """Ridgeless regression on P Gaussian samples, 300 times: their mean within four standard errors and O(1/P)."""
+    rng = np.random.default_rng(8)
+    spectrum = sf.PowerLawSpectrum(1.4, 0.7, 120)
+    eigenvalues, coefficients = spectrum.modes(0, 120)
+    for samples in (10, 40):
+        losses = np.empty(300)
+        for run in range(losses.size):
+            data = rng.standard_normal((samples, 120)) * np.sqrt(eigenvalues)
+            # Least norm in the space of unscaled features.
+            fit = np.linalg.lstsq(data, data @ coefficients, rcond=None)[0]
+            losses[run] = np.sum(eigenvalues * (coefficients - fit) ** 2)
+        expected = bottleneck_loss(spectrum, n_samples=samples)
+        error = losses.std(ddof=1) / math.sqrt(losses.size)
+        assert abs(losses.mean() - expected) <= 4.0 * error + 2.0 / samples * expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({}, ValueError, "^give exactly one of width and n_samples, got none$"),
+        ({"width": 4, "n_samples": 4}, ValueError, "^give exactly one of width and n_samples, got both$"),
+        ({"width": 0.5}, ValueError, "^width must be a number at least 1, got 0.5$"),
+        ({"n_samples": 0}, ValueError, "^n_samples must be a number at least 1, got 0$"),
+        ({"n_samples": math.nan}, ValueError, "^n_samples must be"),
+        ({"width": "4"}, TypeError, "^width must be a real number"),
+    ],
+)
+def test_refused_bottlenecks(arguments, error, message):
+    with pytest.raises(error, match=message):
+        bottleneck_loss(sf.PowerLawSpectrum(1.5, 0.5), **arguments)
+    with pytest.raises(TypeError, match=r"^spectrum must be"):
+        bottleneck_loss(3.0, width=4)
 
 
 # ------------------------------------------------------------------------------------------------------ refusals

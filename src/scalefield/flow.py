@@ -105,9 +105,9 @@ class FlowSolution(Result):
     def __repr__(self) -> str:
         projection = "average" if self.projection == "average" else f"projection {self.projection}"
         return (
-            f"FlowSolution(width {self.model.width:g}, gamma {self.model.gamma:g}, {projection}; tau {self.times[0]:.3g} "
-            f"to {self.times[-1]:.3g}, loss {self.loss[0]:.6g} -> {self.loss[-1]:.6g}; {self.n_nodes} nodes, "
-            f"quadrature error {self.quadrature_error:.0e})"
+            f"FlowSolution(width {self.model.width:g}, gamma {self.model.gamma:g}, {projection}; "
+            f"tau {self.times[0]:.3g} to {self.times[-1]:.3g}, loss {self.loss[0]:.6g} -> {self.loss[-1]:.6g}; "
+            f"{self.n_nodes} nodes, quadrature error {self.quadrature_error:.0e})"
         )
 
     def at(self, times: ArrayLike) -> FlowSolution:
@@ -148,12 +148,13 @@ class FlowSolution(Result):
         -------
         ndarray, shape (T,) + shape of s
         """
-        values = np.asarray(s, dtype=np.float64)
+        values = np.asarray(s)
         flat = as_vector("s", np.atleast_1d(values).ravel(), minimum=0.0)
         order = np.argsort(-flat, kind="stable")
         _, g, _, (d,) = _replay(self, self.times, flat[order])
         y = np.empty((self.times.size, flat.size))
         y[:, order] = 1.0 - d / g[:, None]
+        y[:, flat == 0.0] = 0.0
         return y.reshape(self.times.shape + values.shape)
 
 
@@ -225,6 +226,8 @@ def solve_gradient_flow(
         if projection != "average":
             raise ValueError(f"projection must be 'average' or a seed, got {projection!r}")
         seed = None
+    elif projection is None:
+        raise TypeError("projection must be 'average' or a seed, got None")
     else:
         seed = as_seed("projection", projection)
     horizon = max(1.0, _effective_time(model, float(times[-1])))
@@ -353,7 +356,8 @@ def _contour_measure(
     s, mass = np.append(s, equivalent.kappa_0), np.append(mass, surplus)
     order = np.argsort(-s, kind="stable")
     s, mass = s[order], mass[order]
-    # The trapezoid rule's error e^{-2 pi d/h}, where d = pi/4 is the ray's angle to the spectrum and to growing e^{-s u}.
+    # The trapezoid rule's error e^{-2 pi d/h}, where d = pi/4 is the ray's angle to the spectrum and to growing
+    # e^{-s u}.
     step = 0.5 * math.pi**2 / math.log(1.0 / rtol)
     contours = [_contour(equivalent, nodes, kept, surplus, horizon, step / refinement) for refinement in (1.0, 1.5)]
     # Lazy losses at all times, with n and with 1.5 n nodes.
@@ -408,7 +412,7 @@ def _contour(
     return s, weight
 
 
-def _march(model: Model, measure: _FlowMeasure, end: float, rtol: float) -> dict[str, Array]:
+def _march(model: Model, measure: _FlowMeasure, end: float, rtol: float) -> dict[str, Any]:
     from scalefield._native.causal_panels import N_POINTS, chebyshev_points, monomial_matrix
     from scalefield._native.gradient_flow import march_flow
 
@@ -434,7 +438,9 @@ def _march(model: Model, measure: _FlowMeasure, end: float, rtol: float) -> dict
     )
     if status != 0:
         reached = float(times[n_panels - 1]) if n_panels else 0.0
-        raise ScalefieldError(f"gradient flow did not reach tau = {end:g} within rtol {rtol:g}: it stopped at {reached:g}")
+        raise ScalefieldError(
+            f"gradient flow did not reach tau = {end:g} within rtol {rtol:g}: it stopped at {reached:g}"
+        )
     return {
         "panel_start": starts[:n_panels],
         "panel_length": lengths[:n_panels],
@@ -470,7 +476,7 @@ def _replay(solution: FlowSolution, times: Array, *rates: Any) -> tuple[Array, A
     return u, g, slope, deviations
 
 
-def _record(solution: FlowSolution, times: Array) -> dict[str, Array]:
+def _record(solution: FlowSolution, times: Array) -> dict[str, Any]:
     """What a solution records at some times."""
     gamma = solution.model.gamma
     s, z = solution.source_eigenvalues, solution.contour_eigenvalues
@@ -490,13 +496,15 @@ def _record(solution: FlowSolution, times: Array) -> dict[str, Array]:
     # dL/dtau = a dL/du with (1-y)' = g'/g - s (1-y) - (1-y) g'/g
     drift = (slope / g)[:, None]
     loss_slope = a * mu(lambda s, w: 2.0 * w * (drift * (1.0 - w) - s * w))
-    # Moments of y: on the contour, whose own mass is zero, of what is left of them as s grows.
+    # Moments of y: on the contour, whose own mass is zero, of what is left of them as s grows; nothing there is learned
+    # before its upper end is.
+    seen = u * np.abs(z[0]) > 30.0 if z.size else np.zeros(times.size, dtype=np.bool_)
     learned, weighted_power = 1.0 - unlearned, s * solution.source_power
     power, mean = float(solution.source_power.sum()) + solution.atom, solution.first_moment
-    y_mean = learned @ solution.source_power - contour(lambda _, w: w)
-    y_square = learned**2 @ solution.source_power - contour(lambda _, w: w * (2.0 - w))
-    y_weighted = learned**2 @ weighted_power - contour(lambda s, w: s * w * (2.0 - w))
-    y_weighted += mean - float(weighted_power.sum())
+    y_mean = learned @ solution.source_power - seen * contour(lambda _, w: w)
+    y_square = learned**2 @ solution.source_power - seen * contour(lambda _, w: w * (2.0 - w))
+    y_weighted = learned**2 @ weighted_power
+    y_weighted += seen * (mean - float(weighted_power.sum()) - contour(lambda s, w: s * w * (2.0 - w)))
     spike = gamma / a * y_square
     with np.errstate(divide="ignore", invalid="ignore"):
         norm = np.sqrt(a**2 * solution.trace_square + 2.0 * gamma * y_weighted + spike**2)

@@ -36,6 +36,7 @@ from scalefield._native.jit import (
 __all__ = [
     "DEGREE",
     "LARGE",
+    "NOTHING",
     "N_POINTS",
     "SMALL",
     "TERMS",
@@ -77,7 +78,16 @@ def chebyshev_points() -> Array:
 @cache
 def monomial_matrix() -> Array:
     """Matrix from values at the points to coefficients of powers of x on [-1, 1]."""
-    matrix: Array = np.linalg.inv(np.vander(chebyshev_points(), increasing=True).astype(np.float64))
+    # By way of Chebyshev coefficients, whose own matrix is exact integers: constants keep all their digits.
+    angles = np.pi * np.arange(N_POINTS)[::-1] / DEGREE
+    ends = np.ones(N_POINTS)
+    ends[[0, -1]] = 0.5
+    to_chebyshev = 2.0 / DEGREE * np.cos(np.outer(np.arange(N_POINTS), angles)) * ends * ends[:, None]
+    powers = np.zeros((N_POINTS, N_POINTS))
+    for n in range(N_POINTS):
+        coefficients = np.polynomial.chebyshev.cheb2poly(np.eye(N_POINTS)[n])
+        powers[: coefficients.size, n] = coefficients
+    matrix: Array = np.ascontiguousarray(powers @ to_chebyshev)
     return matrix
 
 

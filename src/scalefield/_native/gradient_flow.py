@@ -195,9 +195,10 @@ def march_flow(
             g[i] = g[0] * np.exp(x * (slope + 0.5 * x * curvature))
         for iteration in range(ITERATIONS):
             for n in range(N_POINTS):
-                coefficients[n] = 0.0
-                for i in range(N_POINTS):
-                    coefficients[n] += to_monomials[n, i] * g[i]
+                # Relative to the start, so that constants keep all their digits.
+                coefficients[n] = g[0] if n == 0 else 0.0
+                for i in range(1, N_POINTS):
+                    coefficients[n] += to_monomials[n, i] * (g[i] - g[0])
             all_series(coefficients, 0.0, False, points, small, large)
             deviations(z, n_large, n_middle, points, small, large, from_start, between, d)
             deviations(ray_z, ray_large, ray_middle, points, small, large, ray_from_start, ray_between, ray_d)

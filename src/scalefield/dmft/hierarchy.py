@@ -114,7 +114,8 @@ def solve_closure(
         )
     if exact:
         return finished(0.0, None)
-    return finished(_other_order(model, nodes, n_steps, steps, order, curve), _exact_error(model, measure, nodes, n_steps, order))
+    closure_error = _other_order(model, nodes, n_steps, steps, order, curve)
+    return finished(closure_error, _exact_error(model, measure, nodes, n_steps, order))
 
 
 def _closure(model: Model, nodes: SpectralMeasure, order: int, n_steps: int) -> Closure:
@@ -248,7 +249,9 @@ def _in_log_time(
 ) -> tuple[str, Array, Array, float]:
     """Continue order 0 beyond the steps taken: (status, loss, kernel scale, effective time)."""
     unlearned, variance, growth, reached = closure.balanced_state
-    measures = [np.array(a) for a in (nodes.source_eigenvalues, nodes.source_power, nodes.eigenvalues, nodes.weights)]
+    s, power, x, weights = (
+        np.array(a) for a in (nodes.source_eigenvalues, nodes.source_power, nodes.eigenvalues, nodes.weights)
+    )
     start, times = float(closure.step), late.astype(np.float64)
     if not model.is_rich:
         from scalefield._native.causal_panels import chebyshev_points, monomial_matrix
@@ -256,7 +259,10 @@ def _in_log_time(
 
         loss = np.zeros(late.size)
         status, count = march_lazy(
-            *measures,
+            s,
+            power,
+            x,
+            weights,
             model.learning_rate,
             model.inverse_batch_size,
             model.label_noise**2,
@@ -278,7 +284,10 @@ def _in_log_time(
 
         records = np.zeros((3, late.size))
         status, count = march_balanced(
-            *measures,
+            s,
+            power,
+            x,
+            weights,
             model.learning_rate,
             model.gamma,
             model.inverse_batch_size,

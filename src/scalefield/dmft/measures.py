@@ -28,4 +28,3 @@ def spectral_measure(model: Model, seed: int | None, rtol: float, horizon: float
 @lru_cache(maxsize=16)
 def _averaged(spectrum: Task, width: float) -> SpectralMeasure:
     return DeterministicEquivalent(spectrum, width).measure()
-

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -172,6 +173,8 @@ def _as_projection(projection: str | int) -> int | None:
         if projection != "average":
             raise ValueError(f"projection must be 'average' or a seed, got {projection!r}")
         return None
+    if projection is None:
+        raise TypeError("projection must be 'average' or a seed, got None")
     return as_seed("projection", projection)
 
 
@@ -222,7 +225,7 @@ def _as_steps(steps: ArrayLike | None, n_steps: int, method: str) -> NDArray[np.
 
 def _at_steps(solution: DMFTSolution, steps: NDArray[np.int64]) -> DMFTSolution:
     """The rows and columns of the recorded steps."""
-    changes = {}
+    changes: dict[str, Any] = {}
     size = solution.steps.size
     for field in fields(solution):
         value = getattr(solution, field.name)

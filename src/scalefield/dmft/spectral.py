@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -70,7 +72,7 @@ def solve_spectral(
     def march(horizon: float) -> DMFTSolution:
         measures = _measures(measure, horizon, rtol)
 
-        def build(arrays: dict[str, Array], n_rows: int) -> DMFTSolution:
+        def build(arrays: dict[str, Any], n_rows: int) -> DMFTSolution:
             return DMFTSolution(
                 model=model,
                 steps=np.arange(n_rows),
@@ -85,6 +87,7 @@ def solve_spectral(
         return march_rows(model, n_steps, measures, 0.0, build, progress, with_modes=False)
 
     estimate = effective_time(model, n_steps, measure.source_eigenvalues, measure.source_power)
+
     def reached_time(solution: DMFTSolution) -> float:
         assert solution.P is not None
         return largest_row_sum(solution.P)

@@ -339,7 +339,7 @@ def _mirror(matrix: Array) -> None:
 
 
 def _build_solution(model: Model, measures: MarchMeasures) -> Callable[[dict[str, Array], int], DMFTSolution]:
-    def build(arrays: dict[str, Array], n_rows: int) -> DMFTSolution:
+    def build(arrays: dict[str, Any], n_rows: int) -> DMFTSolution:
         # R_22 = 1 at infinite width
         if "R_22" not in arrays:
             arrays["R_22"] = np.eye(n_rows)
