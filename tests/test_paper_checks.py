@@ -58,7 +58,9 @@ def test_the_approach_to_chi_is_slow_near_beta_1(alpha):
 
 
 @pytest.mark.parametrize("gamma", [0.0, 1.0, 10.0])
-@pytest.mark.parametrize(("alpha", "beta", "width"), [(1.5, 0.5, 64), (2.0, 1.25, 16), (3.0, 2.0, 256), (1.2, 0.3, 1e4)])
+@pytest.mark.parametrize(
+    ("alpha", "beta", "width"), [(1.5, 0.5, 64), (2.0, 1.25, 16), (3.0, 2.0, 256), (1.2, 0.3, 1e4)]
+)
 def test_training_without_end_leads_to_the_width_bottleneck(alpha, beta, width, gamma):
     """At any richness; s >= about kappa_0/4 on the spectrum, so all but the atom is learned by then."""
     spectrum = sf.PowerLawSpectrum(alpha, beta)
@@ -163,7 +165,7 @@ def test_curves_of_all_richness_collapse(alpha, beta):
 @pytest.mark.parametrize("alpha", [1.5, 3.0])
 @pytest.mark.parametrize("beta", RICHNESS)
 def test_crossover_time(alpha, beta):
-    """Where the local exponent is midway between lazy and rich: ~ gamma^{-1/(1-beta)}, measured to 3e-3 of the power."""
+    """Where the local exponent is midway between lazy and rich: ~ gamma^{-1/(1-beta)}, to 3e-3 of the power."""
     middle = 0.5 * (beta + 2.0 * beta / (1.0 + beta))
     x = np.geomspace(1e-4, 1e2, 25)
     crossings = []
