@@ -62,7 +62,7 @@ def test_the_approach_to_chi_is_slow_near_beta_1(alpha):
     ("alpha", "beta", "width"), [(1.5, 0.5, 64), (2.0, 1.25, 16), (3.0, 2.0, 256), (1.2, 0.3, 1e4)]
 )
 def test_training_without_end_leads_to_the_width_bottleneck(alpha, beta, width, gamma):
-    """At any richness; s >= about kappa_0/4 on the spectrum, so all but the atom is learned by then."""
+    """At any richness: all but the atom is learned."""
     spectrum = sf.PowerLawSpectrum(alpha, beta)
     equivalent = sf.DeterministicEquivalent(spectrum, width)
     solution = sf.solve_gradient_flow(sf.Model(spectrum, width=width, gamma=gamma), [1e6 / equivalent.kappa_0])
@@ -148,7 +148,7 @@ def scaled(beta, gamma, x, alpha):
 def test_curves_of_all_richness_collapse(alpha, beta):
     """T^beta L is one function of tau/T: to 1e-3 between the larger gammas, and better in proportion to gamma.
 
-    Where T tau is of order 1 the first modes are seen one by one: x T > 100 is kept.
+    At tau of order 1 the first modes are seen one by one: tau > 100 is kept.
     """
     x = np.geomspace(1e-3, 1e2, 26)
     gammas = RICHNESS[beta]
