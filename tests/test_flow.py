@@ -334,6 +334,28 @@ def test_very_rich_models(width, gamma):
     np.testing.assert_allclose(doubled.loss[8:], solution.loss[8:], rtol=100.0 / np.sqrt(gamma))
 
 
+def test_very_rich_models_keep_their_digits_to_the_end():
+    """tau = 1e12 at gamma = 1e12: u is 1e24, a 1e12. For beta < 1 the rich power law is gamma^{-beta/(1+beta)}
+    tau^{-2 beta/(1+beta)}, with corrections of the order of u^{-beta} from the upper end of the spectrum.
+    """
+    spectrum, times = sf.PowerLawSpectrum(1.5, 0.5), [1e6, 1e9, 1e12]
+    loss = sf.solve_gradient_flow(sf.Model(spectrum, gamma=1e12), times).loss
+    finer = sf.solve_gradient_flow(sf.Model(spectrum, gamma=1e12), times, rtol=1e-10).loss
+    np.testing.assert_allclose(loss, finer, rtol=1e-9)
+    np.testing.assert_allclose(loss / loss[0], [1.0, 1e-2, 1e-4], rtol=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0, 1e6])
+def test_small_fractions_have_digits_of_their_own(gamma):
+    """y_s = s int a g du/g + O((s u)^2): proportional to s where s u < 1e-12."""
+    solution = sf.solve_gradient_flow(sf.Model(sf.PowerLawSpectrum(1.5, 0.5), gamma=gamma), [1e-2, 1.0, 1e6])
+    s = 1e-12 / solution.effective_time[-1]
+    y = solution.learned_fraction([s, 1e-3 * s, 0.0])
+    np.testing.assert_allclose(y[:, 0], 1e3 * y[:, 1], rtol=1e-11)
+    np.testing.assert_array_equal(y[:, 2], 0.0)
+    assert (y[:, 1] > 0.0).all()
+
+
 @pytest.mark.parametrize("width", [16, np.inf])
 def test_lazy_limit_is_continuous(width):
     """Deviations of order gamma n, with n up to about 1000 here, and linear in gamma."""

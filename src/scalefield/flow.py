@@ -151,10 +151,8 @@ class FlowSolution(Result):
         values = np.asarray(s)
         flat = as_vector("s", np.atleast_1d(values).ravel(), minimum=0.0)
         order = np.argsort(-flat, kind="stable")
-        _, g, _, (d,) = _replay(self, self.times, flat[order])
         y = np.empty((self.times.size, flat.size))
-        y[:, order] = 1.0 - d / g[:, None]
-        y[:, flat == 0.0] = 0.0
+        _, _, _, y[:, order], _, _ = _replay(self, self.times, flat[order], np.zeros(0, dtype=np.complex128))
         return y.reshape(self.times.shape + values.shape)
 
 
@@ -276,10 +274,11 @@ def _effective_time(model: Model, tau: float) -> float:
     """Upper estimate of u = integral of a dtau: that of lazy learning of all of the target at infinite width."""
     if not model.is_rich or tau == 0.0:
         return tau
-    nodes = model.spectrum.quadrature()
-    power = nodes.weights * nodes.target_power
     u = tau
     for _ in range(60):
+        # Nodes that resolve the modes learned by then.
+        nodes = model.spectrum.quadrature(rtol=1e-6, horizon=10.0 ** math.ceil(math.log10(max(1.0, u))))
+        power = nodes.weights * nodes.target_power
         # w*^2 (1 - e^{-z})^2 = u lambda w*^2 (1 - e^{-z})^2/z with z = lambda u: no overflow for small lambda
         z = nodes.eigenvalues * u
         n = u * float(power @ (np.expm1(-z) ** 2 / z))
@@ -392,19 +391,23 @@ def _contour(
     s = np.exp(x + 0.25j * math.pi)
     # R(-s) through its complex conjugate, which lies in the upper half-plane.
     z = np.exp(x + 0.75j * math.pi)
-    kappa = equivalent.kappa(z)[:, None]
+    kappa = equivalent.kappa(z)
+    resolvent = np.empty_like(z)
+    far = np.abs(z) >= equivalent.kappa_0
+    zf, kf = z[far, None], kappa[far, None]
     # kappa - z = kappa (1/N) sum lambda/(kappa + lambda)
-    shift = kappa[:, 0] / equivalent.width * ((lam / (kappa + lam)) @ nodes.weights)
+    shift = kappa[far] / equivalent.width * ((lam / (kf + lam)) @ nodes.weights)
     # With modes:    kappa/(z (kappa + lambda)) - 1/(z + lambda) = lambda (kappa - z)/(z (kappa + lambda) (z + lambda))
-    resolvent = shift / z * ((lam[kept] / ((kappa + lam[kept]) * (z[:, None] + lam[kept]))) @ power[kept])
-    resolvent += kappa[:, 0] / z * ((1.0 / (kappa + lam[~kept])) @ power[~kept])
-    resolvent -= equivalent.atom / z
+    resolvent[far] = shift / z[far] * ((1.0 / ((kf + lam[kept]) * (zf + lam[kept]))) @ (lam * power)[kept])
+    resolvent[far] += kappa[far] / z[far] * ((1.0 / (kf + lam[~kept])) @ power[~kept])
+    resolvent[far] -= equivalent.atom / z[far]
     # Where z is small the atom's pole cancels beforehand: with F = lambda/((kappa + lambda) (kappa_0 + lambda))
     # (kappa - kappa_0)/z = N/(kappa sum F), and the rest of the resolvent is (kappa - kappa_0)/z sum u^2 F.
-    near = np.abs(z) < equivalent.kappa_0
-    factor = lam / ((kappa[near] + lam) * (equivalent.kappa_0 + lam))
-    resolvent[near] = equivalent.width * (factor @ power) / (kappa[near, 0] * (factor @ nodes.weights))
-    resolvent[near] -= (1.0 / (z[near, None] + lam[kept])) @ power[kept]
+    near = ~far
+    zn, kn = z[near, None], kappa[near, None]
+    factor = (1.0 / (kn + lam)) * (lam / (equivalent.kappa_0 + lam))
+    resolvent[near] = equivalent.width * (factor @ power) / (kappa[near] * (factor @ nodes.weights))
+    resolvent[near] -= (1.0 / (zn + lam[kept])) @ power[kept]
     resolvent -= surplus / (z + equivalent.kappa_0)
     weight = h / math.pi * s * resolvent.conj()
     # At both ends the terms fall by e^{-h} from one to the next: geometric sums.
@@ -413,7 +416,7 @@ def _contour(
 
 
 def _march(model: Model, measure: _FlowMeasure, end: float, rtol: float) -> dict[str, Any]:
-    from scalefield._native.causal_panels import N_POINTS, chebyshev_points, monomial_matrix
+    from scalefield._native.causal_panels import N_POINTS, chebyshev_points, monomial_matrix, series_matrix
     from scalefield._native.gradient_flow import march_flow
 
     starts, lengths, times = (np.zeros(_MAX_PANELS) for _ in range(3))
@@ -431,6 +434,7 @@ def _march(model: Model, measure: _FlowMeasure, end: float, rtol: float) -> dict
         max(_PANEL_TOLERANCE * rtol, _PANEL_FLOOR),
         chebyshev_points(),
         monomial_matrix(),
+        series_matrix(),
         starts,
         lengths,
         times,
@@ -449,17 +453,21 @@ def _march(model: Model, measure: _FlowMeasure, end: float, rtol: float) -> dict
     }
 
 
-def _replay(solution: FlowSolution, times: Array, *rates: Any) -> tuple[Array, Array, Array, list[Any]]:
-    """u, g, dg/du, and the deviations d_s (times, rates) for each array of rates."""
-    from scalefield._native.causal_panels import chebyshev_points
+def _replay(
+    solution: FlowSolution, times: Array, s: Array, ray: ComplexArray
+) -> tuple[Array, Array, Array, Array, Array, ComplexArray]:
+    """u, g, dg/du, then y and 1 - y of rates s, and 1 - y of those on the ray, shape (times, rates)."""
+    from scalefield._native.causal_panels import chebyshev_points, series_matrix
     from scalefield._native.gradient_flow import evaluate, locate
 
     # Copies, since kernels take writable arrays only.
     start, length = solution.panel_start, np.array(solution.panel_length)
     coefficients = np.array(solution.panel_coefficients)
+    learned, unlearned = np.zeros((times.size, s.size)), np.ones((times.size, s.size))
+    ray_unlearned = np.ones((times.size, ray.size), dtype=np.complex128)
     if length.size == 0:
         ones = np.ones(times.size)
-        return 0.0 * ones, ones, 0.0 * ones, [np.ones((times.size, s.size), dtype=s.dtype) for s in rates]
+        return 0.0 * ones, ones, 0.0 * ones, learned, unlearned, ray_unlearned
     panel, position = np.zeros(times.size, dtype=np.int64), np.zeros(times.size)
     locate(np.array(solution.panel_times), length, coefficients, np.array(times), panel, position)
     powers = position[:, None] ** np.arange(coefficients.shape[1])
@@ -468,20 +476,29 @@ def _replay(solution: FlowSolution, times: Array, *rates: Any) -> tuple[Array, A
     g = (chosen * powers).sum(axis=1)
     slope = (chosen[:, 1:] * order * powers[:, :-1]).sum(axis=1) * 2.0 / length[panel]
     u = start[panel] + 0.5 * (position + 1.0) * length[panel]
-    deviations = []
-    for s in rates:
-        d = np.empty((times.size, s.size), dtype=s.dtype)
-        evaluate(np.array(s), np.abs(s), length, coefficients, chebyshev_points(), panel, position, d)
-        deviations.append(d)
-    return u, g, slope, deviations
+    evaluate(
+        np.array(s),
+        np.array(ray),
+        np.array(start),
+        length,
+        coefficients,
+        chebyshev_points(),
+        series_matrix(),
+        panel,
+        position,
+        g,
+        learned,
+        unlearned,
+        ray_unlearned,
+    )
+    return u, g, slope, learned, unlearned, ray_unlearned
 
 
 def _record(solution: FlowSolution, times: Array) -> dict[str, Any]:
     """What a solution records at some times."""
     gamma = solution.model.gamma
     s, z = solution.source_eigenvalues, solution.contour_eigenvalues
-    u, g, slope, (d, ray_d) = _replay(solution, times, s, z)
-    unlearned, ray_unlearned = d / g[:, None], ray_d / g[:, None]
+    u, g, slope, learned, unlearned, ray_unlearned = _replay(solution, times, s, z)
 
     def mu(function: Any) -> Array:
         """Integral over the source measure without its atom, of a function of (s, 1 - y_s) that decays with s."""
@@ -499,7 +516,7 @@ def _record(solution: FlowSolution, times: Array) -> dict[str, Any]:
     # Moments of y: on the contour, whose own mass is zero, of what is left of them as s grows; nothing there is learned
     # before its upper end is.
     seen = u * np.abs(z[0]) > 30.0 if z.size else np.zeros(times.size, dtype=np.bool_)
-    learned, weighted_power = 1.0 - unlearned, s * solution.source_power
+    weighted_power = s * solution.source_power
     power, mean = float(solution.source_power.sum()) + solution.atom, solution.first_moment
     y_mean = learned @ solution.source_power - seen * contour(lambda _, w: w)
     y_square = learned**2 @ solution.source_power - seen * contour(lambda _, w: w * (2.0 - w))

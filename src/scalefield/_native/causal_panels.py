@@ -11,7 +11,13 @@ difference quotient D = (exp(e d/du) - 1)/e and its inverse J (the sum from the 
     d = sum_{k>=0} (-1)^k D^{k+1} g / s^{k+1} + [d(0) - same at 0] exp(-nu u)                    (large s)
 
 with nu = -log|1 - s e|/e, or s at e = 0. The first is applied from point to point of a panel, where its series
-converges fast; the second holds where the panel is long compared to 1/s.
+converges fast; the second holds where the panel is long compared to 1/s. Where little has been learned yet, s t < 1,
+d is g but for rounding, and r = g - d, which obeys r' = s (g - r), takes its place:
+
+    r = r(0) exp(-s u) + s sum_{k>=0} (-s)^k J^{k+1} g
+
+Rates on the ray z (1 + i), z > 0, are those of a contour; what belongs to them is kept as real and imaginary parts,
+since loops over complex numbers hardly run on vectors.
 """
 
 from __future__ import annotations
@@ -23,12 +29,11 @@ from numpy.typing import NDArray
 
 from scalefield._native.jit import (
     boolean,
-    complex_matrix,
-    complex_vector,
     float64,
     int64,
     jit,
     matrix,
+    three_counts,
     vector,
     void,
 )
@@ -38,30 +43,43 @@ __all__ = [
     "LARGE",
     "NOTHING",
     "N_POINTS",
+    "SHORT",
     "SMALL",
+    "SMALLEST",
     "TERMS",
     "all_series",
+    "apply_series",
     "chebyshev_points",
+    "count_kinds",
     "count_rates",
     "decay_factors",
+    "deviation",
     "deviations",
     "interval_series",
     "monomial_matrix",
     "panel_series",
+    "ray_decay_factors",
+    "ray_deviation",
+    "ray_response",
+    "ray_surplus",
+    "response",
+    "response_series",
+    "series_matrix",
+    "surplus",
     "tail",
 ]
 
 Array = NDArray[np.float64]
-ComplexArray = NDArray[np.complex128]
 
 # Degree of the polynomials on a panel, and the number of points with both ends.
 DEGREE = 12
 N_POINTS = DEGREE + 1
+MIDDLE = DEGREE // 2
 # Terms of the series for small rates: enough for s times the distance of two points up to 3.
 TERMS = 28
-# Below this product of rate and panel length, SHORT terms do.
-SMALL = 2.0
-SHORT = 11
+# Below these products of rate and panel length, fewer terms do.
+SMALL, SHORT = 2.0, 12
+SMALLEST, SHORTEST = 0.01, 4
 # From this product on the series in 1/s holds: its terms fall by the derivatives of g beside it.
 LARGE = 30.0
 # Decays beyond this exponent are nothing.
@@ -204,33 +222,50 @@ def count_rates(s: Array, length: float, bound: float) -> int:
     return count
 
 
-# Real rates, and the complex ones of a contour.
-@jit(
-    [
-        void(vector, int64, vector, matrix, matrix),
-        void(complex_vector, int64, vector, complex_matrix, complex_matrix),
-    ]
-)
-def decay_factors(
-    nu: Array | ComplexArray,
-    n_large: int,
-    points: Array,
-    from_start_out: Array | ComplexArray,
-    between_out: Array | ComplexArray,
-) -> None:
-    """exp(-nu (c_i - 0)) for the first n_large rates, exp(-nu (c_i - c_{i-1})) for the others; c in [0, 1]."""
-    for i in range(1, N_POINTS):
-        c = 0.5 * (points[i] - points[0])
-        gap = 0.5 * (points[i] - points[i - 1])
+@jit(three_counts(vector, float64))
+def count_kinds(s: Array, length: float) -> tuple[int, int, int]:
+    """Numbers of rates s (decreasing in size): large ones, those with middle ones, those with small ones."""
+    return count_rates(s, length, LARGE), count_rates(s, length, SMALL), count_rates(s, length, SMALLEST)
+
+
+@jit(void(vector, int64, vector, matrix))
+def decay_factors(nu: Array, n_large: int, points: Array, decay_out: Array) -> None:
+    """exp(-nu (c_i - c_0)) for the first n_large rates, exp(-nu (c_i - c_{i-1})) for the others; c in [0, 1]."""
+    for i in range(1, MIDDLE + 1):
+        # The points are symmetric: so are their distances.
+        gap, row = 0.5 * (points[i] - points[i - 1]), decay_out[i]
+        for q in range(nu.shape[0]):
+            exponent = nu[q] * gap
+            row[q] = np.exp(-exponent) if exponent < NOTHING else 0.0
+        decay_out[N_POINTS - i] = row
+    for i in range(2, N_POINTS):
         for q in range(n_large):
-            exponent = nu[q] * c
-            from_start_out[i, q] = np.exp(-exponent) if exponent.real < NOTHING else 0.0
-        for q in range(n_large, nu.shape[0]):
+            decay_out[i, q] *= decay_out[i - 1, q]
+
+
+@jit(void(vector, int64, vector, matrix, matrix))
+def ray_decay_factors(nu: Array, n_large: int, points: Array, real_out: Array, imag_out: Array) -> None:
+    """`decay_factors` of the rates nu (1 + i)."""
+    for i in range(1, MIDDLE + 1):
+        gap, real, imag = 0.5 * (points[i] - points[i - 1]), real_out[i], imag_out[i]
+        n_exact = 0
+        while n_exact < nu.shape[0] and nu[n_exact] * gap > 0.01:
+            x = nu[n_exact] * gap
+            size = np.exp(-x) if x < NOTHING else 0.0
+            real[n_exact], imag[n_exact] = size * np.cos(x), -size * np.sin(x)
+            n_exact += 1
+        for q in range(n_exact, nu.shape[0]):
+            # exp(-x (1 + i)) to x^6, with (1 + i)^2 = 2i
             x = nu[q] * gap
-            if abs(x) > 0.02:
-                between_out[i, q] = np.exp(-x)
-            else:
-                between_out[i, q] = 1.0 - x * (1.0 - x * (0.5 - x * (1.0 / 6.0 - x * (1.0 / 24.0 - x / 120.0))))
+            real[q] = 1.0 - x * (1.0 - x * x * (1.0 / 3.0 - x * (1.0 / 6.0 - x / 30.0)))
+            imag[q] = -x * (1.0 - x * (1.0 - x * (1.0 / 3.0 - x * x * (1.0 / 30.0 - x / 90.0))))
+        real_out[N_POINTS - i] = real
+        imag_out[N_POINTS - i] = imag
+    for i in range(2, N_POINTS):
+        for q in range(n_large):
+            a, b = real_out[i, q], imag_out[i, q]
+            real_out[i, q] = a * real_out[i - 1, q] - b * imag_out[i - 1, q]
+            imag_out[i, q] = a * imag_out[i - 1, q] + b * real_out[i - 1, q]
 
 
 @jit(float64(vector))
@@ -245,58 +280,220 @@ def tail(values: Array) -> float:
     return size
 
 
-@jit(
-    [
-        void(vector, int64, int64, vector, matrix, matrix, matrix, matrix, matrix),
-        void(complex_vector, int64, int64, vector, matrix, matrix, complex_matrix, complex_matrix, complex_matrix),
-    ]
-)
+@jit(void(vector, vector, vector), inline=True)
+def _add_terms(terms: Array, x: Array, value: Array) -> None:
+    """value = terms_0 - x (terms_1 - ... (terms_n - x value)): four terms a pass, in loops that run on vectors."""
+    for k in range(terms.shape[0] - 4, -1, -4):
+        first, second, third, fourth = terms[k], terms[k + 1], terms[k + 2], terms[k + 3]
+        for q in range(value.shape[0]):
+            y = x[q]
+            value[q] = first - y * (second - y * (third - y * (fourth - y * value[q])))
+
+
+@jit(void(vector, vector, vector, vector), inline=True)
+def _add_ray_terms(terms: Array, x: Array, real: Array, imag: Array) -> None:
+    """`_add_terms` at x (1 + i)."""
+    for k in range(terms.shape[0] - 4, -1, -4):
+        first, second, third, fourth = terms[k], terms[k + 1], terms[k + 2], terms[k + 3]
+        for q in range(real.shape[0]):
+            y = x[q]
+            # One term: c - y (1 + i)(a + i b) = c - y (a - b) - i y (a + b)
+            a, b = fourth - y * (real[q] - imag[q]), -y * (real[q] + imag[q])
+            a, b = third - y * (a - b), -y * (a + b)
+            a, b = second - y * (a - b), -y * (a + b)
+            real[q], imag[q] = first - y * (a - b), -y * (a + b)
+
+
+@jit(void(vector, int64, vector, vector, vector))
+def surplus(z: Array, n_large: int, series: Array, start: Array, surplus_out: Array) -> None:
+    """What d at the panel's start has over its series in 1/z there, for the first n_large rates."""
+    inverse, value = 1.0 / z[:n_large], np.zeros(n_large)
+    _add_terms(series, inverse, value)
+    for q in range(n_large):
+        surplus_out[q] = start[q] - inverse[q] * value[q]
+
+
+@jit(void(vector, int64, *[vector] * 5))
+def ray_surplus(
+    z: Array, n_large: int, series: Array, start_real: Array, start_imag: Array, real_out: Array, imag_out: Array
+) -> None:
+    """`surplus` of the rates z (1 + i)."""
+    # 1/(z (1 + i)) = x (1 - i) with x = 1/(2 z): the series is that at x (1 + i), conjugated
+    x, real, imag = 0.5 / z[:n_large], np.zeros(n_large), np.zeros(n_large)
+    _add_ray_terms(series, x, real, imag)
+    for q in range(n_large):
+        real_out[q] = start_real[q] - x[q] * (real[q] - imag[q])
+        imag_out[q] = start_imag[q] + x[q] * (real[q] + imag[q])
+
+
+@jit(void(vector, three_counts, float64, *[vector] * 6))
+def deviation(
+    z: Array,
+    n: tuple[int, int, int],
+    gap: float,
+    small_series: Array,
+    large_series: Array,
+    surplus_here: Array,
+    before: Array,
+    decay: Array,
+    d_out: Array,
+) -> None:
+    """d at one point for rates z (times the panel's length), of the kinds n (`count_kinds`).
+
+    Large ones from their series in 1/z and the surplus at the panel's start, the others from d `before`, at a distance
+    gap in [0, 1] with gap z < 3.
+    """
+    n_large, n_middle, n_small = n
+    x = np.empty_like(z)
+    for q in range(n_large):
+        x[q] = 1.0 / z[q]
+    for q in range(n_large, z.shape[0]):
+        x[q] = gap * z[q]
+    d_out[:] = 0.0
+    _add_terms(large_series, x[:n_large], d_out[:n_large])
+    for q in range(n_large):
+        d_out[q] = x[q] * d_out[q] + surplus_here[q] * decay[q]
+    _add_terms(small_series[SHORT:], x[n_large:n_middle], d_out[n_large:n_middle])
+    _add_terms(small_series[SHORTEST:SHORT], x[n_large:n_small], d_out[n_large:n_small])
+    _add_terms(small_series[:SHORTEST], x[n_large:], d_out[n_large:])
+    for q in range(n_large, z.shape[0]):
+        d_out[q] += before[q] * decay[q]
+
+
+@jit(void(vector, three_counts, float64, *[vector] * 10))
+def ray_deviation(
+    z: Array,
+    n: tuple[int, int, int],
+    gap: float,
+    small_series: Array,
+    large_series: Array,
+    surplus_real: Array,
+    surplus_imag: Array,
+    before_real: Array,
+    before_imag: Array,
+    decay_real: Array,
+    decay_imag: Array,
+    real_out: Array,
+    imag_out: Array,
+) -> None:
+    """`deviation` for the rates z (1 + i)."""
+    n_large, n_middle, n_small = n
+    x = np.empty_like(z)
+    for q in range(n_large):
+        x[q] = 0.5 / z[q]
+    for q in range(n_large, z.shape[0]):
+        x[q] = gap * z[q]
+    real_out[:] = 0.0
+    imag_out[:] = 0.0
+    _add_ray_terms(large_series, x[:n_large], real_out[:n_large], imag_out[:n_large])
+    for q in range(n_large):
+        a, b = real_out[q], imag_out[q]
+        real_out[q] = x[q] * (a - b) + surplus_real[q] * decay_real[q] - surplus_imag[q] * decay_imag[q]
+        imag_out[q] = -x[q] * (a + b) + surplus_real[q] * decay_imag[q] + surplus_imag[q] * decay_real[q]
+    middle, small = slice(n_large, n_middle), slice(n_large, n_small)
+    _add_ray_terms(small_series[SHORT:], x[middle], real_out[middle], imag_out[middle])
+    _add_ray_terms(small_series[SHORTEST:SHORT], x[small], real_out[small], imag_out[small])
+    _add_ray_terms(small_series[:SHORTEST], x[n_large:], real_out[n_large:], imag_out[n_large:])
+    for q in range(n_large, z.shape[0]):
+        real_out[q] += before_real[q] * decay_real[q] - before_imag[q] * decay_imag[q]
+        imag_out[q] += before_real[q] * decay_imag[q] + before_imag[q] * decay_real[q]
+
+
+@jit(void(vector, three_counts, vector, *[matrix] * 4))
 def deviations(
-    z: Array | ComplexArray,
-    n_large: int,
-    n_middle: int,
+    z: Array,
+    n: tuple[int, int, int],
     points: Array,
     small_series: Array,
     large_series: Array,
-    from_start: Array | ComplexArray,
-    between: Array | ComplexArray,
-    d_out: Array | ComplexArray,
+    decay: Array,
+    d_out: Array,
 ) -> None:
-    """Fill d_out[1:, q] from d_out[0, q] for rates z (times the panel's length, decreasing).
-
-    Loops over rates are the inner ones, so that they run on vectors.
-    """
-    size = z.shape[0]
-    inverse = np.empty_like(z)
-    surplus = np.zeros_like(z)
-    for q in range(n_large):
-        inverse[q] = 1.0 / z[q]
-    for k in range(DEGREE - 1, -1, -1):
-        for q in range(n_large):
-            surplus[q] = (large_series[0, k] - surplus[q]) * inverse[q]
-    for q in range(n_large):
-        surplus[q] = d_out[0, q] - surplus[q]
+    """d at all points for rates z (times the panel's length, decreasing), from d_out[0]: `deviation` step by step."""
+    above = np.empty_like(z)
+    surplus(z, n[0], large_series[0], d_out[0], above)
     for i in range(1, N_POINTS):
-        row = d_out[i]
-        for q in range(size):
-            row[q] = 0.0
-        for k in range(DEGREE - 1, -1, -1):
-            for q in range(n_large):
-                row[q] = (large_series[i, k] - row[q]) * inverse[q]
-        for q in range(n_large):
-            row[q] += surplus[q] * from_start[i, q]
         gap = 0.5 * (points[i] - points[i - 1])
-        # Slices, counted from 0: an index that might be negative keeps a loop from running on vectors.
-        middle, small = row[n_large:n_middle], row[n_large:]
-        middle_z, small_z = z[n_large:n_middle], z[n_large:]
-        for k in range(TERMS - 1, SHORT - 1, -1):
-            term = small_series[i, k]
-            for q in range(middle.shape[0]):
-                middle[q] = term - gap * middle_z[q] * middle[q]
-        for k in range(SHORT - 1, -1, -1):
-            term = small_series[i, k]
-            for q in range(small.shape[0]):
-                small[q] = term - gap * small_z[q] * small[q]
-        before, decay = d_out[i - 1, n_large:], between[i, n_large:]
-        for q in range(small.shape[0]):
-            small[q] += before[q] * decay[q]
+        deviation(z, n, gap, small_series[i], large_series[i], above, d_out[i - 1], decay[i], d_out[i])
+
+
+@jit(void(vector, float64, vector))
+def response_series(small_series: Array, start: float, series_out: Array) -> None:
+    """c_k = (J/length)^{k+1} g, k < SHORT, from those of g - g(left) and start = g(left)."""
+    factorial = 1.0
+    for k in range(SHORT):
+        factorial *= k + 1.0
+        series_out[k] = small_series[k + 1] + start / factorial
+
+
+@jit(void(vector, int64, float64, *[vector] * 4))
+def response(
+    z: Array, n_small: int, gap: float, series: Array, before: Array, decay: Array, r_out: Array
+) -> None:
+    """r = g - d at one point for rates z < 1, n_small of them not tiny, from r `before`: no difference is taken."""
+    x = np.empty_like(z)
+    for q in range(z.shape[0]):
+        x[q] = gap * z[q]
+    r_out[:] = 0.0
+    _add_terms(series[SHORTEST:], x[:n_small], r_out[:n_small])
+    _add_terms(series[:SHORTEST], x, r_out)
+    for q in range(z.shape[0]):
+        # r = r(left) exp(-x) + x sum_k (-x)^k c_k
+        r_out[q] = x[q] * r_out[q] + before[q] * decay[q]
+
+
+@jit(void(vector, int64, float64, *[vector] * 7))
+def ray_response(
+    z: Array,
+    n_small: int,
+    gap: float,
+    series: Array,
+    before_real: Array,
+    before_imag: Array,
+    decay_real: Array,
+    decay_imag: Array,
+    real_out: Array,
+    imag_out: Array,
+) -> None:
+    """`response` for the rates z (1 + i)."""
+    x = np.empty_like(z)
+    for q in range(z.shape[0]):
+        x[q] = gap * z[q]
+    real_out[:] = 0.0
+    imag_out[:] = 0.0
+    _add_ray_terms(series[SHORTEST:], x[:n_small], real_out[:n_small], imag_out[:n_small])
+    _add_ray_terms(series[:SHORTEST], x, real_out, imag_out)
+    for q in range(z.shape[0]):
+        a, b = real_out[q], imag_out[q]
+        real_out[q] = x[q] * (a - b) + before_real[q] * decay_real[q] - before_imag[q] * decay_imag[q]
+        imag_out[q] = x[q] * (a + b) + before_real[q] * decay_imag[q] + before_imag[q] * decay_real[q]
+
+
+@cache
+def series_matrix() -> Array:
+    """The series of all points in continuous time as a matrix, a row a power of x in g.
+
+    Shape (N_POINTS, N_POINTS x (TERMS + DEGREE + SHORT)): those of `all_series`, then those of `response_series`.
+    """
+    points = chebyshev_points()
+    matrix = np.empty((N_POINTS, N_POINTS * (TERMS + DEGREE + SHORT)))
+    for n, unit in enumerate(np.eye(N_POINTS)):
+        small, large, direct = np.zeros((N_POINTS, TERMS)), np.zeros((N_POINTS, DEGREE)), np.zeros((N_POINTS, SHORT))
+        all_series(unit, 0.0, False, points, small, large)
+        for i in range(1, N_POINTS):
+            response_series(small[i], points[i - 1] ** n, direct[i])
+        matrix[n] = np.concatenate([small, large, direct], axis=None)
+    return matrix
+
+
+@jit(void(vector, matrix, *[matrix] * 3))
+def apply_series(coefficients: Array, series: Array, small_out: Array, large_out: Array, direct_out: Array) -> None:
+    """`all_series` and `response_series` of continuous time, by their matrix."""
+    first = 0
+    for out in (small_out.reshape(-1), large_out.reshape(-1), direct_out.reshape(-1)):
+        out[:] = 0.0
+        for n in range(N_POINTS):
+            coefficient, row = coefficients[n], series[n, first : first + out.shape[0]]
+            for k in range(out.shape[0]):
+                out[k] += coefficient * row[k]
+        first += out.shape[0]

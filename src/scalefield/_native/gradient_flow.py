@@ -4,40 +4,50 @@ With the effective time u, du = a dtau, and g = a^{-1/2}, every spectral compone
 
     r_s' = s (g - r_s) ,    y_s = r_s/g ,    a = 1 + gamma q ,    q = mu(r_s^2/s) ,
 
-so the deviation d_s = g - r_s obeys d' = g' - s d: `causal_panels` solves it for a polynomial g, and g at the points
-of a panel is found by fixed-point iteration.
+and the deviation d_s = g - r_s obeys d' = g' - s d: `causal_panels` solves either for a polynomial g, and g at the
+points of a panel is found by fixed-point iteration. Components of which much is learned by the start of a panel,
+s u > 1, are kept as d, the others as r: each is a sum of terms that do not cancel, so that y and 1 - y have all their
+digits, and errors of one panel die out with the components they fall on.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scalefield._native.causal_panels import (
     DEGREE,
-    LARGE,
     N_POINTS,
     NOTHING,
-    SMALL,
+    SHORT,
+    SMALLEST,
     TERMS,
-    all_series,
+    apply_series,
+    count_kinds,
     count_rates,
     decay_factors,
-    deviations,
+    deviation,
     interval_series,
     panel_series,
+    ray_decay_factors,
+    ray_deviation,
+    ray_response,
+    ray_surplus,
+    response,
+    response_series,
+    surplus,
     tail,
 )
 from scalefield._native.jit import (
     complex_matrix,
     complex_vector,
     float64,
+    int64,
     int_vector,
     jit,
     matrix,
     status_and_step,
+    three_counts,
     vector,
     void,
 )
@@ -52,53 +62,150 @@ GROWTH = 1.0
 ITERATIONS = 60
 # What rounding errors can do to g at most.
 ROUNDING = 1e-9
-# Rates below this over u are those of nothing learned yet.
-UNLEARNED = 0.03
-# Terms of the series in s u below it: (s u)^MOMENTS/MOMENTS! is left out.
-MOMENTS = 6
+# Components of which s u is above it when a panel starts count as learned; panels are no longer than u.
+LEARNED = 1.0
+# Places from which a panel's first guess is extrapolated, and the ratio of their u.
+HISTORY, SPACING = 8, 2.0
 
 
-@jit(float64(vector, complex_vector, float64, vector, complex_vector), fastmath=("reassoc", "contract", "nsz"))
-def _readout(power: Array, ray_power: ComplexArray, g: float, d: Array, ray_d: ComplexArray) -> float:
-    """n = mu(y^2/s), y = 1 - d/g, with power = mu/s; as far as power reaches."""
+@jit(int64(vector, float64, float64))
+def _count_learned(s: Array, u: float, length: float) -> int:
+    """Number of rates kept as deviations on the panel that starts at u."""
+    return count_rates(s, u if u > 0.0 else length, LEARNED)
+
+
+@jit(void(float64, int64, int64, vector))
+def _turn(g: float, first: int, last: int, x_out: Array) -> None:
+    """d = g - r for components first..last-1, which have been learned."""
+    for q in range(first, last):
+        x_out[q] = g - x_out[q]
+
+
+@jit(float64(int64, int64, *[vector] * 3, float64, *[vector] * 3), fastmath=("reassoc", "contract", "nsz"))
+def _readout(
+    n_learned: int,
+    n_ray_learned: int,
+    power: Array,
+    power_real: Array,
+    power_imag: Array,
+    g: float,
+    x: Array,
+    ray_real: Array,
+    ray_imag: Array,
+) -> float:
+    """n = mu(y^2/s), y = 1 - d/g or r/g, with power = mu/s on the spectrum and on the ray."""
     total = 0.0
-    inverse = 1.0 / g
-    for k in range(power.shape[0]):
-        y = 1.0 - d[k] * inverse
-        total += power[k] * y * y
-    for k in range(ray_power.shape[0]):
-        z = 1.0 - ray_d[k] * inverse
-        total += (ray_power[k] * z * z).imag
-    return total
+    for q in range(n_learned):
+        r = g - x[q]
+        total += power[q] * r * r
+    for q in range(n_learned, power.shape[0]):
+        total += power[q] * x[q] * x[q]
+    for q in range(n_ray_learned):
+        # Im (power (a + i b)^2)
+        a, b = g - ray_real[q], -ray_imag[q]
+        total += power_real[q] * (2.0 * a * b) + power_imag[q] * (a * a - b * b)
+    for q in range(n_ray_learned, power_real.shape[0]):
+        a, b = ray_real[q], ray_imag[q]
+        total += power_real[q] * (2.0 * a * b) + power_imag[q] * (a * a - b * b)
+    return total / (g * g)
 
 
-@jit(void(vector, float64, vector, matrix))
-def _moments(coefficients: Array, length: float, start: Array, moments_out: Array) -> None:
-    """M_k = int_0^u (u - u')^k/k! g(u') du' at the points, from those at the panel's start."""
-    points = moments_out.shape[0]
-    polynomial = np.zeros(N_POINTS + MOMENTS)
-    for n in range(N_POINTS):
-        polynomial[n] = coefficients[n]
-    scale = 1.0
-    for k in range(MOMENTS):
-        # Integrated once more from x = -1, in units of the panel's length 2.
-        for n in range(N_POINTS + k, 0, -1):
-            polynomial[n] = 0.5 * polynomial[n - 1] / n
-        polynomial[0] = 0.0
-        for n in range(1, N_POINTS + k + 1):
-            polynomial[0] -= polynomial[n] * (-1.0 if n % 2 == 1 else 1.0)
-        scale *= length
-        for i in range(points):
-            x = -np.cos(np.pi * i / DEGREE)
-            value = 0.0
-            for n in range(N_POINTS + k, -1, -1):
-                value = value * x + polynomial[n]
-            # M_k(u + h) = sum_j h^j/j! M_{k-j}(u) + what the panel adds
-            total, factor, h = scale * value, 1.0, 0.5 * (x + 1.0) * length
-            for j in range(k + 1):
-                total += factor * start[k - j]
-                factor *= h / (j + 1)
-            moments_out[i, k] = total
+@jit(void(vector, int64, three_counts, vector, *[matrix] * 5))
+def _components(
+    z: Array,
+    n_learned: int,
+    n: tuple[int, int, int],
+    points: Array,
+    small: Array,
+    large: Array,
+    direct: Array,
+    decay: Array,
+    x_out: Array,
+) -> None:
+    """Fill x_out[1:] from x_out[0] on a panel: d of learned components, of kinds n, and r of the others."""
+    learned, rest = slice(0, n_learned), slice(n_learned, z.shape[0])
+    above = np.empty(n_learned)
+    surplus(z[learned], n[0], large[0], x_out[0, learned], above)
+    n_small = count_rates(z[rest], 1.0, SMALLEST)
+    for i in range(1, N_POINTS):
+        gap, before, here, factors = 0.5 * (points[i] - points[i - 1]), x_out[i - 1], x_out[i], decay[i]
+        deviation(z[learned], n, gap, small[i], large[i], above, before[learned], factors[learned], here[learned])
+        response(z[rest], n_small, gap, direct[i], before[rest], factors[rest], here[rest])
+
+
+@jit(void(vector, int64, three_counts, vector, *[matrix] * 7))
+def _ray_components(
+    z: Array,
+    n_learned: int,
+    n: tuple[int, int, int],
+    points: Array,
+    small: Array,
+    large: Array,
+    direct: Array,
+    decay_real: Array,
+    decay_imag: Array,
+    real_out: Array,
+    imag_out: Array,
+) -> None:
+    """`_components` for the rates z (1 + i)."""
+    learned, rest = slice(0, n_learned), slice(n_learned, z.shape[0])
+    above_real, above_imag = np.empty(n_learned), np.empty(n_learned)
+    ray_surplus(z[learned], n[0], large[0], real_out[0, learned], imag_out[0, learned], above_real, above_imag)
+    n_small = count_rates(z[rest], 1.0, SMALLEST)
+    for i in range(1, N_POINTS):
+        gap = 0.5 * (points[i] - points[i - 1])
+        ray_deviation(
+            z[learned], n, gap, small[i], large[i], above_real, above_imag,
+            real_out[i - 1, learned], imag_out[i - 1, learned], decay_real[i, learned], decay_imag[i, learned],
+            real_out[i, learned], imag_out[i, learned],
+        )  # fmt: skip
+        ray_response(
+            z[rest], n_small, gap, direct[i], real_out[i - 1, rest], imag_out[i - 1, rest],
+            decay_real[i, rest], decay_imag[i, rest], real_out[i, rest], imag_out[i, rest],
+        )  # fmt: skip
+
+
+@jit(float64(vector, float64))
+def _polynomial(coefficients: Array, x: float) -> float:
+    value = 0.0
+    for n in range(N_POINTS - 1, -1, -1):
+        value = value * x + coefficients[n]
+    return value
+
+
+@jit(void(float64, float64, int64, vector, vector, matrix, vector, vector))
+def _extrapolate(
+    u: float,
+    length: float,
+    n_panels: int,
+    start: Array,
+    lengths: Array,
+    coefficients: Array,
+    points: Array,
+    g: Array,
+) -> None:
+    """First guess of g[1:] on the panel from u, g[0] being known: log g continued as a polynomial in log u."""
+    # log g at u, u/SPACING, u/SPACING^2, ..., back to the first panel
+    differences = np.zeros(HISTORY)
+    n_known, panel, at = 0, n_panels - 1, u
+    while n_known < HISTORY and panel >= 0 and at > 0.5 * lengths[0]:
+        while start[panel] > at:
+            panel -= 1
+        x = 2.0 * (at - start[panel]) / lengths[panel] - 1.0
+        differences[n_known] = np.log(_polynomial(coefficients[panel], x))
+        n_known += 1
+        at /= SPACING
+    for k in range(1, n_known):
+        for j in range(n_known - 1, k - 1, -1):
+            differences[j] = differences[j - 1] - differences[j]
+    for i in range(1, N_POINTS):
+        # Newton's formula: sum_k (p + k - 1 over k) of the k-th differences, p spacings on
+        p = np.log(1.0 + 0.5 * (points[i] + 1.0) * length / u) / np.log(SPACING) if n_known > 0 else 0.0
+        binomial, exponent = 1.0, 0.0
+        for k in range(1, n_known):
+            binomial *= (p + k - 1) / k
+            exponent += binomial * differences[k]
+        g[i] = g[0] * np.exp(exponent)
 
 
 @jit(
@@ -112,6 +219,7 @@ def _moments(coefficients: Array, length: float, start: Array, moments_out: Arra
         float64,
         float64,
         vector,
+        matrix,
         matrix,
         vector,
         vector,
@@ -130,6 +238,7 @@ def march_flow(
     tolerance: float,
     points: Array,
     to_monomials: Array,
+    series: Array,
     start_out: Array,
     length_out: Array,
     tau_out: Array,
@@ -145,19 +254,18 @@ def march_flow(
     coefficients = np.zeros(N_POINTS)
     small = np.zeros((N_POINTS, TERMS))
     large = np.zeros((N_POINTS, DEGREE))
-    d = np.empty((N_POINTS, n_rates))
-    ray_d = np.empty((N_POINTS, n_rays), dtype=np.complex128)
-    from_start, between = np.empty((N_POINTS, n_rates)), np.empty((N_POINTS, n_rates))
-    ray_from_start = np.empty((N_POINTS, n_rays), dtype=np.complex128)
-    ray_between = np.empty((N_POINTS, n_rays), dtype=np.complex128)
-    z, ray_z = np.empty(n_rates), np.empty(n_rays, dtype=np.complex128)
+    direct = np.zeros((N_POINTS, SHORT))
+    x = np.empty((N_POINTS, n_rates))
+    ray_real, ray_imag = np.empty((N_POINTS, n_rays)), np.empty((N_POINTS, n_rays))
+    decay = np.empty((N_POINTS, n_rates))
+    ray_decay_real, ray_decay_imag = np.empty((N_POINTS, n_rays)), np.empty((N_POINTS, n_rays))
+    z, ray_z = np.empty(n_rates), np.empty(n_rays)
     ray_size = np.abs(ray_s)
     power, ray_power = mass / s, ray_weight / ray_s
-    d[0] = 1.0
-    ray_d[0] = 1.0
-    u, tau, length, slope, curvature = 0.0, 0.0, first_length, 0.0, 0.0
+    power_real, power_imag = ray_power.real.copy(), ray_power.imag.copy()
+    n_learned, n_ray_learned = 0, 0
+    u, tau, length = 0.0, 0.0, first_length
     panel = 0
-    tiny, start_moments, moments = np.zeros(MOMENTS), np.zeros(MOMENTS), np.zeros((N_POINTS, MOMENTS))
     last_error = np.inf
     residual, last_residual = np.zeros(N_POINTS), np.zeros(N_POINTS)
     relaxation = 1.0
@@ -167,52 +275,38 @@ def march_flow(
         # a tau that is nearly reached needs no whole panel
         remaining = 1.02 * (end - tau) / (g[0] * g[0]) * (1.0 if u == 0.0 else (1.0 + (end - tau) / (u * g[0] * g[0])))
         length = min(length, max(remaining, 1e-3 * length))
+        if u == 0.0:
+            # r = 0, d = g = 1
+            n_learned, n_ray_learned = _count_learned(s, u, length), _count_learned(ray_size, u, length)
+            x[0], ray_real[0], ray_imag[0] = 0.0, 0.0, 0.0
+            x[0, :n_learned], ray_real[0, :n_ray_learned] = 1.0, 1.0
         for k in range(n_rates):
             z[k] = s[k] * length
         for k in range(n_rays):
-            ray_z[k] = ray_s[k] * length
-        n_large, n_middle = count_rates(s, length, LARGE), count_rates(s, length, SMALL)
-        ray_large, ray_middle = count_rates(ray_size, length, LARGE), count_rates(ray_size, length, SMALL)
-        decay_factors(z, n_large, points, from_start, between)
-        decay_factors(ray_z, ray_large, points, ray_from_start, ray_between)
-        # For small rates y = 1 - d/g has no digits: y g = s sum_k (-s)^k M_k, to (s u)^MOMENTS.
-        n_live = count_rates(s, u + length, UNLEARNED)
-        tiny[:] = 0.0
-        for k in range(n_live, n_rates):
-            product = mass[k]
-            for j in range(MOMENTS):
-                product *= s[k]
-                tiny[j] += product
-        ray_live = count_rates(ray_size, u + length, UNLEARNED)
-        for k in range(ray_live, n_rays):
-            ray_product = ray_weight[k]
-            for j in range(MOMENTS):
-                ray_product *= ray_s[k]
-                tiny[j] += ray_product.imag
-        # First guess: the last panel continued, log g by its slope and curvature in log u.
-        for i in range(1, N_POINTS):
-            x = np.log(1.0 + 0.5 * (points[i] + 1.0) * length / u) if u > 0.0 else 0.0
-            g[i] = g[0] * np.exp(x * (slope + 0.5 * x * curvature))
+            ray_z[k] = ray_s[k].real * length
+        kinds = count_kinds(s[:n_learned], length)
+        ray_kinds = count_kinds(ray_size[:n_ray_learned], length)
+        decay_factors(z, kinds[0], points, decay)
+        ray_decay_factors(ray_z, ray_kinds[0], points, ray_decay_real, ray_decay_imag)
+        _extrapolate(u, length, panel, start_out, length_out, coefficients_out, points, g)
         for iteration in range(ITERATIONS):
             for n in range(N_POINTS):
                 # Relative to the start, so that constants keep all their digits.
                 coefficients[n] = g[0] if n == 0 else 0.0
                 for i in range(1, N_POINTS):
                     coefficients[n] += to_monomials[n, i] * (g[i] - g[0])
-            all_series(coefficients, 0.0, False, points, small, large)
-            deviations(z, n_large, n_middle, points, small, large, from_start, between, d)
-            deviations(ray_z, ray_large, ray_middle, points, small, large, ray_from_start, ray_between, ray_d)
+            apply_series(coefficients, series, small, large, direct)
+            _components(z, n_learned, kinds, points, small, large, direct, decay, x)
+            _ray_components(
+                ray_z, n_ray_learned, ray_kinds, points, small, large, direct, ray_decay_real, ray_decay_imag,
+                ray_real, ray_imag,
+            )  # fmt: skip
             change = 0.0
             if gamma > 0.0:
-                _moments(coefficients, length, start_moments, moments)
                 for i in range(1, N_POINTS):
-                    n_i = 0.0
-                    for j in range(MOMENTS):
-                        for k in range(j + 1):
-                            sign = 1.0 if j % 2 == 0 else -1.0
-                            n_i += sign * tiny[j] * moments[i, k] * moments[i, j - k]
-                    n_i /= g[i] * g[i]
-                    n_i += _readout(power[:n_live], ray_power[:ray_live], g[i], d[i], ray_d[i])
+                    n_i = _readout(
+                        n_learned, n_ray_learned, power, power_real, power_imag, g[i], x[i], ray_real[i], ray_imag[i]
+                    )
                     # q (1 + gamma q) = n,  g = a^{-1/2}
                     new = np.sqrt(2.0 / (1.0 + np.sqrt(1.0 + 4.0 * gamma * n_i)))
                     residual[i] = new - g[i]
@@ -255,19 +349,13 @@ def march_flow(
                     total += (1.0 if n == m else 2.0) * coefficients[n] * coefficients[m] / (n + m + 1)
         tau += total * length
         u += length
-        _moments(coefficients, length, start_moments, moments)
-        start_moments[:] = moments[DEGREE]
-        if gamma > 0.0:
-            rise, bend = 0.0, 0.0
-            for n in range(1, N_POINTS):
-                rise += n * coefficients[n]
-                bend += n * (n - 1) * coefficients[n]
-            ratio = 2.0 * u / length
-            slope = ratio * rise / g[DEGREE]
-            curvature = ratio * ratio * bend / g[DEGREE] - slope * slope + slope
         g[0] = g[DEGREE]
-        d[0] = d[DEGREE]
-        ray_d[0] = ray_d[DEGREE]
+        x[0], ray_real[0], ray_imag[0] = x[DEGREE], ray_real[DEGREE], ray_imag[DEGREE]
+        last, n_learned = n_learned, _count_learned(s, u, length)
+        _turn(g[0], last, n_learned, x[0])
+        last, n_ray_learned = n_ray_learned, _count_learned(ray_size, u, length)
+        _turn(g[0], last, n_ray_learned, ray_real[0])
+        _turn(0.0, last, n_ray_learned, ray_imag[0])
         factor = 3.0 if error == 0.0 else min(3.0, 0.9 * (tolerance / error) ** (1.0 / DEGREE))
         length = min(length * max(factor, 0.3), GROWTH * u)
     return 0, panel
@@ -305,62 +393,120 @@ def locate(
         panel_out[j], position_out[j] = panel, x
 
 
-_panels = (vector, vector, matrix, vector, int_vector, vector)
-
-
-@jit([void(vector, *_panels, matrix), void(complex_vector, *_panels, complex_matrix)])
+@jit(
+    void(
+        vector,  # s
+        complex_vector,  # ray_s
+        *[vector] * 2,  # start, length
+        matrix,  # coefficients
+        vector,  # points
+        matrix,  # series
+        int_vector,  # panel_of
+        *[vector] * 2,  # position, g_at
+        *[matrix] * 2,  # learned_out, unlearned_out
+        complex_matrix,  # ray_unlearned_out
+    )
+)
 def evaluate(
-    rates: Array | ComplexArray,
-    sizes: Array,
+    s: Array,
+    ray_s: ComplexArray,
+    start: Array,
     length: Array,
     coefficients: Array,
     points: Array,
+    series: Array,
     panel_of: NDArray[np.int64],
     position: Array,
-    d_out: Array | ComplexArray,
+    g_at: Array,
+    learned_out: Array,
+    unlearned_out: Array,
+    ray_unlearned_out: ComplexArray,
 ) -> None:
-    """d_s for each rate (by decreasing size) at positions on panels, these in their order; shape (times, rates)."""
-    n_rates = rates.shape[0]
-    small = np.zeros((N_POINTS, TERMS))
-    large = np.zeros((N_POINTS, DEGREE))
-    small_here, large_here = np.zeros(TERMS), np.zeros(DEGREE)
-    d: Any = np.empty((N_POINTS, n_rates), dtype=rates.dtype)
-    from_start, between = np.empty_like(d), np.empty_like(d)
-    d[0] = 1.0
-    j = 0
+    """y and 1 - y for each rate (by decreasing size) at positions on panels, these in their order.
+
+    Shape (times, rates); g_at is g at the positions.
+    """
+    n_rates, n_rays = s.shape[0], ray_s.shape[0]
+    small, large = np.zeros((N_POINTS, TERMS)), np.zeros((N_POINTS, DEGREE))
+    direct = np.zeros((N_POINTS, SHORT))
+    small_here, large_here, direct_here = np.zeros(TERMS), np.zeros(DEGREE), np.zeros(SHORT)
+    x, decay = np.zeros((N_POINTS, n_rates)), np.empty((N_POINTS, n_rates))
+    real, imag = np.zeros((N_POINTS, n_rays)), np.zeros((N_POINTS, n_rays))
+    decay_real, decay_imag = np.empty((N_POINTS, n_rays)), np.empty((N_POINTS, n_rays))
+    above, above_real, above_imag = np.empty(n_rates), np.empty(n_rays), np.empty(n_rays)
+    # At a position between two points.
+    x_here, real_here, imag_here = np.empty(n_rates), np.empty(n_rays), np.empty(n_rays)
+    decay_here, decay_real_here, decay_imag_here = np.empty(n_rates), np.empty(n_rays), np.empty(n_rays)
+    ray_size, ray_part = np.abs(ray_s), ray_s.real.copy()
+    g, j, n_learned, n_ray_learned = 1.0, 0, 0, 0
     for panel in range(length.shape[0]):
         if j == position.shape[0]:
             break
-        z = rates * length[panel]
-        n_large, n_middle = count_rates(sizes, length[panel], LARGE), count_rates(sizes, length[panel], SMALL)
-        decay_factors(z, n_large, points, from_start, between)
-        all_series(coefficients[panel], 0.0, False, points, small, large)
-        deviations(z, n_large, n_middle, points, small, large, from_start, between, d)
+        last, n_learned = n_learned, _count_learned(s, start[panel], length[panel])
+        _turn(g, last, n_learned, x[0])
+        last, n_ray_learned = n_ray_learned, _count_learned(ray_size, start[panel], length[panel])
+        _turn(g, last, n_ray_learned, real[0])
+        _turn(0.0, last, n_ray_learned, imag[0])
+        learned, rest = slice(0, n_learned), slice(n_learned, n_rates)
+        ray_learned, ray_rest = slice(0, n_ray_learned), slice(n_ray_learned, n_rays)
+
+        z, ray_z = s * length[panel], ray_part * length[panel]
+        kinds = count_kinds(s[learned], length[panel])
+        ray_kinds = count_kinds(ray_size[ray_learned], length[panel])
+        n_small, n_ray_small = count_rates(z[rest], 1.0, SMALLEST), count_rates(ray_z[ray_rest], 1.0, SMALLEST)
+        apply_series(coefficients[panel], series, small, large, direct)
+        decay_factors(z, kinds[0], points, decay)
+        _components(z, n_learned, kinds, points, small, large, direct, decay, x)
+        ray_decay_factors(ray_z, ray_kinds[0], points, decay_real, decay_imag)
+        _ray_components(
+            ray_z, n_ray_learned, ray_kinds, points, small, large, direct, decay_real, decay_imag, real, imag
+        )
+        surplus(z[learned], kinds[0], large[0], x[0, learned], above)
+        ray_surplus(
+            ray_z[ray_learned], ray_kinds[0], large[0], real[0, ray_learned], imag[0, ray_learned],
+            above_real, above_imag,
+        )  # fmt: skip
         while j < position.shape[0] and panel_of[j] == panel:
-            x = position[j]
+            at = position[j]
             i = 1
-            while i < DEGREE and points[i] < x:
+            while i < DEGREE and points[i] < at:
                 i += 1
-            c, gap = 0.5 * (x - points[0]), 0.5 * (x - points[i - 1])
-            panel_series(coefficients[panel], x, 0.0, False, large_here)
+            left = points[i - 1]
+            from_start, gap = 0.5 * (at - points[0]), 0.5 * (at - left)
+            panel_series(coefficients[panel], at, 0.0, False, large_here)
+            small_here[:] = 0.0
             if gap > 0.0:
-                interval_series(coefficients[panel], points[i - 1], x, 0.0, False, small_here)
+                interval_series(coefficients[panel], left, at, 0.0, False, small_here)
+            response_series(small_here, _polynomial(coefficients[panel], left), direct_here)
             for q in range(n_rates):
-                value = 0.0 * z[q]
-                if q < n_large:
-                    start = value
-                    for k in range(DEGREE - 1, -1, -1):
-                        start = (large[0, k] - start) / z[q]
-                        value = (large_here[k] - value) / z[q]
-                    exponent = z[q] * c
-                    if exponent.real < NOTHING:
-                        value += (d[0, q] - start) * np.exp(-exponent)
-                elif gap > 0.0:
-                    for k in range(TERMS - 1, -1, -1):
-                        value = small_here[k] - gap * z[q] * value
-                    value += d[i - 1, q] * np.exp(-gap * z[q])
-                else:
-                    value = d[i - 1, q]
-                d_out[j, q] = value
+                exponent = z[q] * (from_start if q < kinds[0] else gap)
+                decay_here[q] = np.exp(-exponent) if exponent < NOTHING else 0.0
+            for q in range(n_rays):
+                exponent = ray_z[q] * (from_start if q < ray_kinds[0] else gap)
+                size = np.exp(-exponent) if exponent < NOTHING else 0.0
+                decay_real_here[q], decay_imag_here[q] = size * np.cos(exponent), -size * np.sin(exponent)
+            deviation(
+                z[learned], kinds, gap, small_here, large_here, above, x[i - 1, learned], decay_here[learned],
+                x_here[learned],
+            )  # fmt: skip
+            response(z[rest], n_small, gap, direct_here, x[i - 1, rest], decay_here[rest], x_here[rest])
+            ray_deviation(
+                ray_z[ray_learned], ray_kinds, gap, small_here, large_here, above_real, above_imag,
+                real[i - 1, ray_learned], imag[i - 1, ray_learned],
+                decay_real_here[ray_learned], decay_imag_here[ray_learned],
+                real_here[ray_learned], imag_here[ray_learned],
+            )  # fmt: skip
+            ray_response(
+                ray_z[ray_rest], n_ray_small, gap, direct_here, real[i - 1, ray_rest], imag[i - 1, ray_rest],
+                decay_real_here[ray_rest], decay_imag_here[ray_rest], real_here[ray_rest], imag_here[ray_rest],
+            )  # fmt: skip
+            inverse = 1.0 / g_at[j]
+            for q in range(n_rates):
+                part = x_here[q] * inverse
+                learned_out[j, q], unlearned_out[j, q] = (1.0 - part, part) if q < n_learned else (part, 1.0 - part)
+            for q in range(n_rays):
+                a, b = real_here[q] * inverse, imag_here[q] * inverse
+                ray_unlearned_out[j, q] = complex(a, b) if q < n_ray_learned else complex(1.0 - a, -b)
             j += 1
-        d[0] = d[DEGREE]
+        x[0], real[0], imag[0] = x[DEGREE], real[DEGREE], imag[DEGREE]
+        g = _polynomial(coefficients[panel], 1.0)

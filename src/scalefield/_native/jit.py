@@ -26,6 +26,7 @@ __all__ = [
     "jit",
     "matrix",
     "status_and_step",
+    "three_counts",
     "uint64",
     "vector",
     "void",
@@ -52,8 +53,9 @@ complex_vector = _types.complex128[::1]
 complex_matrix = _types.complex128[:, ::1]
 int_vector = _types.int64[::1]
 byte_vector = _types.uint8[::1]
-# What kernels return: (status, step), two deviates, the words of a Philox block.
+# Tuples: (status, step), three counts, two deviates, the words of a Philox block.
 status_and_step = _types.UniTuple(int64, 2)
+three_counts = _types.UniTuple(int64, 3)
 float64_pair = _types.UniTuple(float64, 2)
 four_words = _types.UniTuple(uint64, 4)
 

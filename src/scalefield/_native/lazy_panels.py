@@ -17,6 +17,7 @@ from scalefield._native.causal_panels import (
     LARGE,
     N_POINTS,
     SMALL,
+    SMALLEST,
     TERMS,
     all_series,
     decay_factors,
@@ -95,7 +96,7 @@ def march_lazy(
         gain[k] = weights[k] * (learning_rate * x[k]) ** 2
         v[0, k] = variance[k] / (learning_rate**2 * x[k])
     z, exponent = np.empty(n_trace), np.empty(n_trace)
-    from_start, between = np.empty((N_POINTS, n_trace)), np.empty((N_POINTS, n_trace))
+    decay = np.empty((N_POINTS, n_trace))
     small, large = np.zeros((N_POINTS, TERMS)), np.zeros((N_POINTS, DEGREE))
     mean, loss, noise = np.zeros(N_POINTS), np.zeros(N_POINTS), np.zeros(N_POINTS)
     values, coefficients = np.zeros(N_POINTS), np.zeros(N_POINTS)
@@ -105,7 +106,7 @@ def march_lazy(
     loss[0] = atom + mean[0] + (gain * v[0]).sum()
     while record < record_times.shape[0]:
         length = max(min(length, 1.02 * (end - t)), FEWEST)
-        n_large, n_middle = 0, 0
+        n_large, n_middle, n_small = 0, 0, 0
         for k in range(n_trace):
             z[k], exponent[k] = kappa[k] * length, nu[k] * length
             # eta x beyond 1 makes the rate fall again with x, but a panel is long for all of these
@@ -113,8 +114,11 @@ def march_lazy(
                 n_large = k + 1
             if z[k] > SMALL:
                 n_middle = k + 1
+            if z[k] > SMALLEST:
+                n_small = k + 1
         n_middle = max(n_middle, n_large)
-        decay_factors(exponent, n_large, points, from_start, between)
+        kinds = (n_large, n_middle, max(n_small, n_middle))
+        decay_factors(exponent, n_large, points, decay)
         # Loss from the noise of the last steps, per unit of D: its part of the fixed point is solved at once.
         feedback = 0.0
         for k in range(n_large):
@@ -130,7 +134,7 @@ def march_lazy(
                 values[i] = noise[i] * length
             coefficients[:] = np.dot(to_monomials, values)
             all_series(coefficients, 2.0 / length, True, points, small, large)
-            deviations(z, n_large, n_middle, points, small, large, from_start, between, v)
+            deviations(z, kinds, points, small, large, decay, v)
             change = 0.0
             for i in range(1, N_POINTS):
                 loss[i] = atom + mean[i] + (gain * v[i]).sum()
