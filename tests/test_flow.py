@@ -251,7 +251,7 @@ def test_contour_agrees_with_real_nodes(width, gamma, monkeypatch):
         contour = sf.solve_gradient_flow(model, times)
         assert contour.contour_eigenvalues.size > 0
 
-        def real_measure(equivalent, nodes, trace_square, horizon, rtol):
+        def real_measure(equivalent, first_moment, trace_square, horizon, rtol):
             return flow._real_measure(equivalent.measure(), trace_square, horizon, rtol)
 
         with monkeypatch.context() as patch:
@@ -261,6 +261,20 @@ def test_contour_agrees_with_real_nodes(width, gamma, monkeypatch):
         for name in ("loss", "kernel_scale", "alignment", "effective_time"):
             np.testing.assert_allclose(getattr(contour, name), getattr(real, name), rtol=1e-8, err_msg=name)
         np.testing.assert_allclose(contour.spike, real.spike, rtol=1e-8, atol=1e-8 * real.spike[-1])
+
+
+@pytest.mark.parametrize(("n_modes", "width"), [(1000, 1), (1000, 9), (300, 2)])
+def test_many_equal_modes_and_few_features(n_modes, width):
+    """kappa_0 = M/N - 1 is far above all modes: the contour has no real nodes but there. Against 1 - N/M at the end, and
+    real nodes before.
+    """
+    spectrum = sf.Spectrum(np.ones(n_modes), np.full(n_modes, n_modes**-0.5))
+    times = [1e-4, 1e-2, 1e3]
+    solution = sf.solve_gradient_flow(sf.Model(spectrum, width=width), times)
+    measure = sf.DeterministicEquivalent(spectrum, width).measure()
+    lazy = measure.atom + np.exp(-2.0 * np.outer(times, measure.source_eigenvalues)) @ measure.source_power
+    np.testing.assert_allclose(solution.loss, lazy, rtol=1e-9)
+    assert solution.loss[-1] == pytest.approx(1.0 - width / n_modes, rel=1e-10)
 
 
 @pytest.mark.parametrize("width", [np.inf, 4, 256, 1e6, 1e10])

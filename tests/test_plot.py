@@ -66,8 +66,29 @@ def test_draws_into_given_axes(theory):
     assert len(plt.get_fignums()) == 1
 
 
+def test_gradient_flow_alone_is_drawn_against_tau(model):
+    flows = [sf.solve_gradient_flow(model.replace(gamma=g), [0.0, 0.1, 1.0, 1e3]) for g in (0.0, 1.0)]
+    ax = sf.plot.loss_curves(*flows)
+    for line, flow in zip(ax.get_lines(), flows, strict=True):
+        np.testing.assert_array_equal(line.get_xdata(), flow.times[1:])
+        np.testing.assert_array_equal(line.get_ydata(), flow.loss[1:])
+    assert ax.get_xlim() == (0.1, 1e3)
+    assert ax.get_xlabel().startswith(r"$\tau$")
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == [r"gradient flow, $\gamma = 0$", r"gradient flow, $\gamma = 1$"]
+
+
+def test_gradient_flow_beside_steps_is_dotted(model, theory):
+    flow = sf.solve_gradient_flow(model, [0.0, 1.0, 4.0])
+    ax = sf.plot.loss_curves(theory, flow)
+    dashed, dotted = ax.get_lines()
+    np.testing.assert_allclose(dotted.get_xdata(), [10.0, 40.0])
+    assert (dashed.get_linestyle(), dotted.get_linestyle(), dotted.get_color()) == ("--", ":", "black")
+    assert ax.get_xlabel() == "step"
+
+
 def test_bad_input(theory):
     with pytest.raises(ValueError, match="at least one solution"):
         sf.plot.loss_curves()
-    with pytest.raises(TypeError, match="DMFTSolution or Simulation objects, got 3 of type int"):
+    with pytest.raises(TypeError, match="DMFTSolution, FlowSolution or Simulation objects, got 3 of type int"):
         sf.plot.loss_curves(theory, 3)

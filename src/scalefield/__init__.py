@@ -7,6 +7,7 @@ Exact dynamical mean-field theory and stochastic simulation of the model of Bord
 from importlib.metadata import version as _version
 
 from scalefield import datasets, errors, plot
+from scalefield.contour import ContourMeasure
 from scalefield.dmft import DMFTSolution, solve_dmft
 from scalefield.flow import FlowSolution, solve_gradient_flow
 from scalefield.model import Model
@@ -17,6 +18,7 @@ from scalefield.spectral_measure import SpectralMeasure
 from scalefield.spectrum import PowerLawSpectrum, Spectrum
 
 __all__ = [
+    "ContourMeasure",
     "DMFTSolution",
     "DeterministicEquivalent",
     "FlowSolution",

@@ -12,9 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from scalefield._result import Result
 from scalefield._validate import as_float, as_seed, as_vector
+from scalefield.contour import source_contour
 from scalefield.errors import AccuracyWarning, ScalefieldError
 from scalefield.model import Model
-from scalefield.quadrature import SpectralNodes, condense
+from scalefield.quadrature import condense
 from scalefield.resolvent import DeterministicEquivalent
 from scalefield.spectral_measure import SpectralMeasure
 
@@ -30,6 +31,8 @@ _PANEL_TOLERANCE = 0.003
 _PANEL_FLOOR = 3e-12
 # Nodes are finer than the error allowed.
 _NODE_TOLERANCE = 0.01
+# Contours hold what they are asked for.
+_CONTOUR_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -310,25 +313,22 @@ def _measure(model: Model, seed: int | None, horizon: float, rtol: float) -> _Fl
     if seed is not None:
         realised = SpectralMeasure.from_projection(model.spectrum, model.width, seed)
         return _real_measure(realised, float(realised.weights @ realised.eigenvalues**2), horizon, node_rtol)
-    resolved = horizon
     n_modes = math.inf if model.spectrum.n_modes is None else model.spectrum.n_modes
     equivalent = None if math.isinf(model.width) else DeterministicEquivalent(model.spectrum, model.width)
     if model.spectrum.total_target_power == 0.0:
         # Nothing to learn, at any width.
         equivalent = None
-    if equivalent is not None and model.width < n_modes:
-        # The lower end of the spectrum is resolved as well.
-        resolved = max(resolved, 1e3 / equivalent.kappa_0)
-    nodes = model.spectrum.quadrature(rtol=max(1e-13, 0.1 * node_rtol), horizon=resolved)
+    nodes = model.spectrum.quadrature(rtol=max(1e-13, 0.1 * node_rtol), horizon=horizon)
     trace_square = float(nodes.weights @ nodes.eigenvalues**2) + model.inverse_width * nodes.trace**2
+    power = nodes.weights * nodes.target_power
     if equivalent is None:
-        power = nodes.weights * nodes.target_power
         bare = SpectralMeasure(nodes.eigenvalues, power, nodes.eigenvalues[:1], np.ones(1), error=nodes.error)
         return _real_measure(bare, trace_square, horizon, node_rtol)
     if model.width >= n_modes:
         # No atom: the loss falls without bound, and only nodes on the spectrum itself keep its digits.
         return _real_measure(equivalent.measure(), trace_square, horizon, node_rtol)
-    return _contour_measure(equivalent, nodes, trace_square, horizon, node_rtol)
+    first_moment = float(power @ nodes.eigenvalues)
+    return _contour_measure(equivalent, first_moment, trace_square, horizon, max(1e-12, _CONTOUR_TOLERANCE * rtol))
 
 
 def _real_measure(measure: SpectralMeasure, trace_square: float, horizon: float, rtol: float) -> _FlowMeasure:
@@ -345,74 +345,19 @@ def _real_measure(measure: SpectralMeasure, trace_square: float, horizon: float,
 
 
 def _contour_measure(
-    equivalent: DeterministicEquivalent, nodes: SpectralNodes, trace_square: float, horizon: float, rtol: float
+    equivalent: DeterministicEquivalent, first_moment: float, trace_square: float, horizon: float, rtol: float
 ) -> _FlowMeasure:
-    power = nodes.weights * nodes.target_power
-    kept = (power > 0.0) & (nodes.eigenvalues > 0.01 * equivalent.kappa_0)
-    s, mass, error = condense(nodes.eigenvalues[kept], power[kept], horizon, rtol, equivalent.atom)
-    # What the modes below leave out, less the atom, is put at kappa_0; the contour carries the difference.
-    surplus = float(power[~kept].sum()) - equivalent.atom
-    s, mass = np.append(s, equivalent.kappa_0), np.append(mass, surplus)
-    order = np.argsort(-s, kind="stable")
-    s, mass = s[order], mass[order]
-    # The trapezoid rule's error e^{-2 pi d/h}, where d = pi/4 is the ray's angle to the spectrum and to growing
-    # e^{-s u}.
-    step = 0.5 * math.pi**2 / math.log(1.0 / rtol)
-    contours = [_contour(equivalent, nodes, kept, surplus, horizon, step / refinement) for refinement in (1.0, 1.5)]
-    # Lazy losses at all times, with n and with 1.5 n nodes.
-    tau = np.geomspace(0.01 / nodes.eigenvalues.max(), horizon, 60)
-    real = equivalent.atom + np.exp(-2.0 * np.multiply.outer(tau, s)) @ mass
-    sums = [(np.exp(-2.0 * np.multiply.outer(tau, z)) @ weight).imag for z, weight in contours]
-    deviation = float(np.abs((sums[0] - sums[1]) / (real + sums[1])).max())
-    first_moment = float(power @ nodes.eigenvalues)
+    contour = source_contour(equivalent, horizon, rtol)
     return _FlowMeasure(
-        s, mass, equivalent.atom, *contours[0], first_moment, trace_square, max(error, deviation)
+        contour.eigenvalues,
+        contour.masses,
+        contour.atom,
+        contour.ray,
+        contour.ray_weights,
+        first_moment,
+        trace_square,
+        contour.error,
     )
-
-
-def _contour(
-    equivalent: DeterministicEquivalent,
-    nodes: SpectralNodes,
-    kept: NDArray[np.bool_],
-    surplus: float,
-    horizon: float,
-    step: float,
-) -> tuple[ComplexArray, ComplexArray]:
-    """Trapezoid rule in log s on the ray arg s = pi/4, for the measure at finite width less its real nodes.
-
-    int f dmu = (1/pi) Im int f(s) R(-s) ds along the ray, with R(z) = int dmu(s')/(s' + z).
-    """
-    lam, power = nodes.eigenvalues, nodes.weights * nodes.target_power
-    # Down to where the weights have fallen far below the atom, and where nothing is learned at any time.
-    first = min(math.log(equivalent.kappa_0) - 26.0, -math.log(horizon) - 14.0)
-    last = math.log(float(lam.max())) + 16.0
-    x = np.linspace(last, first, math.ceil((last - first) / step) + 1)
-    h = x[0] - x[1]
-    s = np.exp(x + 0.25j * math.pi)
-    # R(-s) through its complex conjugate, which lies in the upper half-plane.
-    z = np.exp(x + 0.75j * math.pi)
-    kappa = equivalent.kappa(z)
-    resolvent = np.empty_like(z)
-    far = np.abs(z) >= equivalent.kappa_0
-    zf, kf = z[far, None], kappa[far, None]
-    # kappa - z = kappa (1/N) sum lambda/(kappa + lambda)
-    shift = kappa[far] / equivalent.width * ((lam / (kf + lam)) @ nodes.weights)
-    # With modes:    kappa/(z (kappa + lambda)) - 1/(z + lambda) = lambda (kappa - z)/(z (kappa + lambda) (z + lambda))
-    resolvent[far] = shift / z[far] * ((1.0 / ((kf + lam[kept]) * (zf + lam[kept]))) @ (lam * power)[kept])
-    resolvent[far] += kappa[far] / z[far] * ((1.0 / (kf + lam[~kept])) @ power[~kept])
-    resolvent[far] -= equivalent.atom / z[far]
-    # Where z is small the atom's pole cancels beforehand: with F = lambda/((kappa + lambda) (kappa_0 + lambda))
-    # (kappa - kappa_0)/z = N/(kappa sum F), and the rest of the resolvent is (kappa - kappa_0)/z sum u^2 F.
-    near = ~far
-    zn, kn = z[near, None], kappa[near, None]
-    factor = (1.0 / (kn + lam)) * (lam / (equivalent.kappa_0 + lam))
-    resolvent[near] = equivalent.width * (factor @ power) / (kappa[near] * (factor @ nodes.weights))
-    resolvent[near] -= (1.0 / (zn + lam[kept])) @ power[kept]
-    resolvent -= surplus / (z + equivalent.kappa_0)
-    weight = h / math.pi * s * resolvent.conj()
-    # At both ends the terms fall by e^{-h} from one to the next: geometric sums.
-    weight[[0, -1]] /= -math.expm1(-h)
-    return s, weight
 
 
 def _march(model: Model, measure: _FlowMeasure, end: float, rtol: float) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scalefield.dmft.solution import DMFTSolution
+from scalefield.flow import FlowSolution
 from scalefield.model import Model
 from scalefield.simulation.result import Simulation
 
@@ -29,16 +30,17 @@ _SYMBOLS = {
 BAND = 2.0
 
 
-def loss_curves(*solutions: DMFTSolution | Simulation, ax: Axes | None = None) -> Axes:
+def loss_curves(*solutions: DMFTSolution | FlowSolution | Simulation, ax: Axes | None = None) -> Axes:
     """Draw test loss against step on log-log axes: theory dashed black, simulations with an error band.
 
     Parameters
     ----------
-    *solutions : DMFTSolution or Simulation
+    *solutions : DMFTSolution, FlowSolution or Simulation
         At least one. Simulations are drawn as the mean over runs with a band of two standard errors, a
         colour per model; theory curves as dashed lines, black, but in the model's colour where several
         models are drawn and this one has no simulation. Step 0 has no place on a logarithmic axis and is
-        left out.
+        left out. Gradient flow alone is drawn against tau = learning rate x step, beside others dotted at
+        step tau/(learning rate).
     ax : matplotlib Axes, optional
         Where to draw; a new figure if None.
 
@@ -50,7 +52,7 @@ def loss_curves(*solutions: DMFTSolution | Simulation, ax: Axes | None = None) -
     Raises
     ------
     TypeError
-        If an argument is neither a DMFTSolution nor a Simulation.
+        If an argument is neither a DMFTSolution, a FlowSolution nor a Simulation.
     ValueError
         If there is none.
 
@@ -66,9 +68,9 @@ def loss_curves(*solutions: DMFTSolution | Simulation, ax: Axes | None = None) -
     if not solutions:
         raise ValueError("solutions must name at least one solution, got none")
     for solution in solutions:
-        if not isinstance(solution, (DMFTSolution, Simulation)):
+        if not isinstance(solution, (DMFTSolution, FlowSolution, Simulation)):
             raise TypeError(
-                "solutions must be DMFTSolution or Simulation objects, "
+                "solutions must be DMFTSolution, FlowSolution or Simulation objects, "
                 f"got {solution!r} of type {type(solution).__name__}"
             )
     if ax is None:
@@ -81,42 +83,54 @@ def loss_curves(*solutions: DMFTSolution | Simulation, ax: Axes | None = None) -
             models.append(solution.model)
     simulated = [solution.model for solution in solutions if isinstance(solution, Simulation)]
 
+    flow_alone = all(isinstance(solution, FlowSolution) for solution in solutions)
     theories = []
     for solution in solutions:
         colour = _COLOURS[models.index(solution.model) % len(_COLOURS)]
         parameters = _differing_parameters(solution.model, models)
         if isinstance(solution, Simulation):
             _draw_simulation(ax, solution, colour, parameters)
-        elif solution.model in simulated or len(models) == 1:
-            theories.append((solution, "black", "theory"))
+            continue
+        is_flow = isinstance(solution, FlowSolution)
+        name, style = ("gradient flow", "--" if flow_alone else ":") if is_flow else ("theory", "--")
+        if solution.model in simulated or len(models) == 1:
+            theories.append((solution, style, "black", name))
         else:
             # No simulation beside it whose label would say which curve this is.
-            theories.append((solution, colour, f"theory, {parameters}"))
+            theories.append((solution, style, colour, f"{name}, {parameters}"))
     drawn = set()
-    for solution, colour, label in theories:
-        ax.plot(
-            solution.steps[1:],
-            solution.loss[1:],
-            "--",
-            color=colour,
-            linewidth=1.4,
-            zorder=3,
-            label=f"_{label}" if label in drawn else label,
-        )
+    for solution, style, colour, label in theories:
+        x, loss = _curve(solution, flow_alone)
+        ax.plot(x, loss, style, color=colour, linewidth=1.4, zorder=3, label=f"_{label}" if label in drawn else label)
         drawn.add(label)
     ax.set_xscale("log")
     ax.set_yscale("log")
-    ax.set_xlim(1.0, max(solution.n_steps for solution in solutions))
+    ends = [_curve(solution, flow_alone)[0] for solution in solutions]
+    # A single point spans no axis.
+    left, right = min(x[0] for x in ends) if flow_alone else 1.0, max(x[-1] for x in ends)
+    if right > left:
+        ax.set_xlim(left, right)
     _label_decades(ax)
-    ax.set_xlabel("step")
+    ax.set_xlabel(r"$\tau$ = learning rate $\times$ step" if flow_alone else "step")
     ax.set_ylabel("test loss")
     ax.grid(True, which="major", linewidth=0.4, alpha=0.5)
     ax.legend(frameon=False)
     return ax
 
 
+def _curve(solution: Any, flow_alone: bool) -> tuple[Any, Any]:
+    """Abscissae above 0 and losses there."""
+    if isinstance(solution, FlowSolution):
+        times, loss = solution.times, solution.loss
+        kept = times > 0.0
+        return (times if flow_alone else times / solution.model.learning_rate)[kept], loss[kept]
+    if isinstance(solution, Simulation):
+        return solution.steps[1:], solution.mean[1:]
+    return solution.steps[1:], solution.loss[1:]
+
+
 def _draw_simulation(ax: Axes, simulation: Simulation, colour: str, parameters: str) -> None:
-    steps, mean = simulation.steps[1:], simulation.mean[1:]
+    steps, mean = _curve(simulation, flow_alone=False)
     runs = simulation.n_runs
     label = "simulation" + (f", {parameters}" if parameters else "")
     if runs > 1:

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from scalefield._validate import as_float
+from scalefield.contour import ContourMeasure, source_contour, trace_contour
 from scalefield.quadrature import _discrete_gauss, _gauss_rule, _geometric_blocks, _power_sum, check_rtol
 from scalefield.spectral_measure import SpectralMeasure
 from scalefield.spectrum import PowerLawSpectrum, Spectrum, Task
@@ -267,7 +268,71 @@ class DeterministicEquivalent:
         measure: SpectralMeasure = cache[rtol]
         return measure
 
+    def source_contour(self, horizon: float, rtol: float = 1e-10) -> ContourMeasure:
+        r"""Source measure with nodes on a ray, as many at any width: for functions that decay, as in gradient flow.
+
+        .. math:: \langle u, f(X) u \rangle = \mu_0 f(0) + \sum_k u_k^2 f(\lambda_k)
+            + \frac{1}{\pi} \mathrm{Im} \int_0^{\infty e^{i\pi/4}} f(s)\, \Delta R(-s)\, ds
+
+        with Delta R the resolvent less that of infinite width, of the modes above 0.01 kappa_0 and a mass at kappa_0
+        for the others.
+
+        Parameters
+        ----------
+        horizon : float
+            Largest tau >= 1 of functions like e^{-s tau}.
+        rtol : float
+            Relative accuracy of their integrals, 1e-13 to 0.1.
+
+        Returns
+        -------
+        ContourMeasure
+
+        Raises
+        ------
+        TypeError, ValueError
+            For arguments of the wrong type or range; if N >= M, where there is no atom for errors to be relative to.
+
+        Notes
+        -----
+        Some 300 nodes on the ray for 12 decades at 1e-10, a few milliseconds. Theory section 6.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import scalefield as sf
+        >>> equivalent = sf.DeterministicEquivalent(sf.PowerLawSpectrum(1.5, 0.5), 100)
+        >>> contour, nodes = equivalent.source_contour(1e6), equivalent.measure()
+        >>> loss = nodes.atom + nodes.source_power @ np.exp(-2e3 * nodes.source_eigenvalues)
+        >>> bool(abs(contour.integrate(lambda s: np.exp(-2e3 * s)) - loss) < 1e-9 * loss)
+        True
+        """
+        return source_contour(self, *self._contour_arguments(horizon, rtol))
+
+    def trace_contour(self, horizon: float, rtol: float = 1e-10) -> ContourMeasure:
+        """Trace measure with nodes on a ray; arguments and errors as `source_contour`, but errors beside N kappa_0.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import scalefield as sf
+        >>> equivalent = sf.DeterministicEquivalent(sf.PowerLawSpectrum(1.5, 0.5), 100)
+        >>> contour, nodes = equivalent.trace_contour(1e6), equivalent.measure()
+        >>> trace = (nodes.weights * nodes.eigenvalues) @ np.exp(-30.0 * nodes.eigenvalues)
+        >>> bool(abs(contour.integrate(lambda s: s * np.exp(-30.0 * s)) - trace) < 1e-9 * trace)
+        True
+        """
+        return trace_contour(self, *self._contour_arguments(horizon, rtol))
+
     # ------------------------------------------------------------------------------------------ private
+
+    def _contour_arguments(self, horizon: float, rtol: float) -> tuple[float, float]:
+        if self.width >= self.n_modes:
+            raise ValueError(
+                f"width must be below the number of modes {self.n_modes:g} for a contour, got {self.width:g}; "
+                "`measure` has real nodes"
+            )
+        return as_float("horizon", horizon, minimum=1.0), check_rtol(rtol)
 
     def _measure(self, rtol: float) -> SpectralMeasure:
         if self.width == math.inf:
