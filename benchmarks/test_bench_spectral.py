@@ -15,7 +15,7 @@ from scipy.integrate import solve_ivp
 import scalefield as sf
 from reference_closure import closure_reference, population_reference
 from scalefield import quadrature, resolvent
-from scalefield.dmft.measures import spectral_measure
+from scalefield._measures import spectral_measure
 
 TASK = sf.PowerLawSpectrum(1.5, 0.5)
 MODEL = sf.Model(TASK, width=256, gamma=1.0, learning_rate=0.1, batch_size=32)
@@ -23,7 +23,7 @@ TIMES = np.geomspace(1e-2, 1e12, 100)
 
 
 def flow_by_scipy(s: np.ndarray, mass: np.ndarray, atom: float, gamma: float, times: np.ndarray) -> np.ndarray:
-    """dy/dtau = a s (1 - y) + b y in x = 1 - y over log tau, by backward differentiation with its Jacobian."""
+    """dy/dtau = a s (1 - y) + b y in x = 1 - y over log tau, by LSODA with its Jacobian."""
 
     def scales(x: np.ndarray) -> tuple[float, float, float, np.ndarray]:
         y = 1.0 - x
@@ -46,24 +46,24 @@ def flow_by_scipy(s: np.ndarray, mass: np.ndarray, atom: float, gamma: float, ti
     start = math.log(1e-6)
     y = -np.expm1(-s * math.exp(start))
     result = solve_ivp(
-        slope, (start, math.log(times[-1])), 1.0 - y, "BDF", np.log(times), rtol=1e-6, atol=1e-12, jac=jacobian
+        slope, (start, math.log(times[-1])), 1.0 - y, "LSODA", np.log(times), rtol=1e-9, atol=1e-13, jac=jacobian
     )
     return result.y.T**2 @ mass + atom
 
 
 @pytest.mark.parametrize("engine", ["package", "scipy"])
-@pytest.mark.parametrize("width", [256, math.inf])
+@pytest.mark.parametrize("width", [256, 10**6, math.inf])
 def test_gradient_flow_over_fourteen_decades(benchmark, width, engine):
-    """100 times from 1e-2 to 1e12, gamma 1: the package at rtol 1e-8, scipy at 1e-6. The bar: 50 ms."""
+    """100 times, gamma 1, right to 1e-8: scipy on finished nodes, the package from the model. The bar: 50 ms."""
     model = MODEL.replace(width=width)
-    real = sf.DeterministicEquivalent(TASK, width).measure().merged(1e13, 1e-8)
+    real = sf.DeterministicEquivalent(TASK, width).measure().merged(1e18, 1e-9)
     solve = {
         "package": lambda: sf.solve_gradient_flow(model, TIMES).loss,
         "scipy": lambda: flow_by_scipy(real.source_eigenvalues, real.source_power, real.atom, 1.0, TIMES),
     }
     benchmark.group = f"gradient flow, width {width:g}"
     loss = benchmark.pedantic(solve[engine], rounds=1 if engine == "scipy" else 20, warmup_rounds=engine == "package")
-    np.testing.assert_allclose(loss, solve["package"](), rtol=1e-4)
+    np.testing.assert_allclose(loss, solve["package"](), rtol=1e-7)
 
 
 def lazy_in_numpy(model: sf.Model, measure: sf.SpectralMeasure, n_steps: int) -> np.ndarray:

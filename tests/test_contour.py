@@ -14,7 +14,11 @@ WIDTHS = [1, 16, 256.5, 10_000]
 
 def functions(tau):
     """Decaying ones, analytic in the right half-plane; the second changes sign."""
-    return [lambda s: np.exp(-s * tau), lambda s: (1.0 - s * tau) * np.exp(-2.0 * s * tau), lambda s: (1.0 + s * tau) ** -4]
+    return [
+        lambda s: np.exp(-s * tau),
+        lambda s: (1.0 - s * tau) * np.exp(-2.0 * s * tau),
+        lambda s: (1.0 + s * tau) ** -4,
+    ]
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -70,7 +74,7 @@ def test_explicit_spectra_with_ties_and_zeros():
 
 def test_bad_input():
     equivalent = sf.DeterministicEquivalent(sf.PowerLawSpectrum(1.5, 0.5), 16)
-    with pytest.raises(ValueError, match="horizon must be a finite number at least 1, got 0.5"):
+    with pytest.raises(ValueError, match="horizon must be a finite number at least 1"):
         equivalent.source_contour(0.5)
     with pytest.raises(ValueError, match="rtol"):
         equivalent.trace_contour(10.0, rtol=0.5)

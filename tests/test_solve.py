@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import scalefield as sf
+from scalefield._measures import spectral_measure
 from scalefield.dmft import hierarchy
 from scalefield.dmft.closure import Closure, ClosureRecords
-from scalefield.dmft.measures import spectral_measure
 from scalefield.errors import DivergenceError, Interrupted, ScalefieldError, StabilityWarning
 
 TASK = sf.PowerLawSpectrum(1.5, 0.5)

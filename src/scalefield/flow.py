@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from scalefield._measures import spectral_measure
 from scalefield._result import Result
 from scalefield._validate import as_float, as_seed, as_vector
 from scalefield.contour import source_contour
@@ -33,6 +34,8 @@ _PANEL_FLOOR = 3e-12
 _NODE_TOLERANCE = 0.01
 # Contours hold what they are asked for.
 _CONTOUR_TOLERANCE = 0.1
+# Nodes on the spectrum itself are faster up to about this width (twice at N = 256); their number grows with it.
+_CONTOUR_ABOVE = 1024.0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -205,8 +208,8 @@ def solve_gradient_flow(
     Notes
     -----
     O(Q log(tau)) in time for Q nodes, of the order of 10-50 ms for 12 decades; memory O(Q). Width inf uses the modes;
-    the average at finite width the modes as well, and a contour for the difference, so that its cost does not
-    depend on N. A realised projection costs O(N^2 M + N^3). Theory section 7.
+    the average at finite width nodes on the spectrum up to N = 1024, beyond it the modes and a contour for the
+    difference, so that the cost does not depend on N. A realised projection costs O(N^2 M + N^3). Theory section 7.
 
     Examples
     --------
@@ -310,28 +313,17 @@ def _measure(model: Model, seed: int | None, horizon: float, rtol: float) -> _Fl
     node_rtol = max(1e-13, _NODE_TOLERANCE * rtol)
     # Nodes are kept from call to call: for powers of ten of the horizon.
     horizon = 10.0 ** math.ceil(math.log10(horizon))
-    if seed is not None:
-        realised = SpectralMeasure.from_projection(model.spectrum, model.width, seed)
-        return _real_measure(realised, float(realised.weights @ realised.eigenvalues**2), horizon, node_rtol)
     n_modes = math.inf if model.spectrum.n_modes is None else model.spectrum.n_modes
-    equivalent = None if math.isinf(model.width) else DeterministicEquivalent(model.spectrum, model.width)
-    if model.spectrum.total_target_power == 0.0:
-        # Nothing to learn, at any width.
-        equivalent = None
-    nodes = model.spectrum.quadrature(rtol=max(1e-13, 0.1 * node_rtol), horizon=horizon)
-    trace_square = float(nodes.weights @ nodes.eigenvalues**2) + model.inverse_width * nodes.trace**2
-    power = nodes.weights * nodes.target_power
-    if equivalent is None:
-        bare = SpectralMeasure(nodes.eigenvalues, power, nodes.eigenvalues[:1], np.ones(1), error=nodes.error)
-        return _real_measure(bare, trace_square, horizon, node_rtol)
-    if model.width >= n_modes:
-        # No atom: the loss falls without bound, and only nodes on the spectrum itself keep its digits.
-        return _real_measure(equivalent.measure(), trace_square, horizon, node_rtol)
-    first_moment = float(power @ nodes.eigenvalues)
-    return _contour_measure(equivalent, first_moment, trace_square, horizon, max(1e-12, _CONTOUR_TOLERANCE * rtol))
+    # Without an atom the loss falls without bound, and only nodes on the spectrum itself keep its digits.
+    on_contour = _CONTOUR_ABOVE < model.width < n_modes and seed is None and model.spectrum.total_target_power > 0.0
+    if math.isinf(model.width) or not on_contour:
+        return _real_measure(spectral_measure(model, seed, max(1e-13, 0.1 * node_rtol), horizon), horizon, node_rtol)
+    equivalent = DeterministicEquivalent(model.spectrum, model.width)
+    return _contour_measure(equivalent, horizon, max(1e-12, _CONTOUR_TOLERANCE * rtol))
 
 
-def _real_measure(measure: SpectralMeasure, trace_square: float, horizon: float, rtol: float) -> _FlowMeasure:
+def _real_measure(measure: SpectralMeasure, horizon: float, rtol: float) -> _FlowMeasure:
+    trace_square = float(measure.weights @ measure.eigenvalues**2)
     # Copies, since kernels take writable arrays only.
     s, mass, error = np.array(measure.source_eigenvalues), np.array(measure.source_power), 0.0
     present = (mass > 0.0) & (s > 0.0)
@@ -344,10 +336,12 @@ def _real_measure(measure: SpectralMeasure, trace_square: float, horizon: float,
     )
 
 
-def _contour_measure(
-    equivalent: DeterministicEquivalent, first_moment: float, trace_square: float, horizon: float, rtol: float
-) -> _FlowMeasure:
+def _contour_measure(equivalent: DeterministicEquivalent, horizon: float, rtol: float) -> _FlowMeasure:
     contour = source_contour(equivalent, horizon, rtol)
+    nodes = equivalent.spectrum.quadrature(rtol=1e-13, horizon=horizon)
+    # <u, X u> = sum u^2 lambda and tr X^2 = sum lambda^2 + (sum lambda)^2/N on average, to leading order in 1/N
+    first_moment = float((nodes.weights * nodes.target_power) @ nodes.eigenvalues)
+    trace_square = float(nodes.weights @ nodes.eigenvalues**2) + nodes.trace**2 / equivalent.width
     return _FlowMeasure(
         contour.eigenvalues,
         contour.masses,

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from scalefield._measures import spectral_measure
 from scalefield._progress import Progress
 from scalefield.dmft.closure import Closure, source_basis
-from scalefield.dmft.measures import spectral_measure
 from scalefield.dmft.solution import DMFTSolution
 from scalefield.dmft.spectral import solve_spectral
 from scalefield.dmft.two_time import effective_time

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from scalefield._measures import spectral_measure
 from scalefield._progress import Progress
 from scalefield._threads import single_threaded_blas
 from scalefield._validate import as_count, as_seed
 from scalefield.dmft.hierarchy import solve_closure
-from scalefield.dmft.measures import spectral_measure
 from scalefield.dmft.solution import DMFTSolution
 from scalefield.dmft.spectral import solve_spectral
 from scalefield.dmft.two_time import require_two_time_memory, solve_two_time
