@@ -201,7 +201,7 @@ def test_rich_losses_scale_with_richness(alpha, beta):
     ],
 )
 def test_errors_of_the_closures(learning_rate, batch_size, gamma, measured):
-    """The documentation's table, and theory 7c to the digits it gives: N = 24, 100 steps, against the two-time equations.
+    """The table of the documentation and, to the digits it gives, of theory 7c: N = 24, 100 steps, two-time equations.
 
     Last digits are those of the table.
     """
