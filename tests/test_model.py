@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.linalg import eigvalsh
 
 import scalefield as sf
 from scalefield.errors import StabilityWarning
@@ -40,6 +41,9 @@ TASK = sf.PowerLawSpectrum(1.5, 0.5, 100)
         ({"width": None}, TypeError, "width must be an integer, got None of type NoneType"),
         ({"batch_size": 0}, ValueError, "batch_size must be an integer of at least 1, got 0"),
         ({"batch_size": -1}, ValueError, "batch_size must be an integer of at least 1, got -1"),
+        ({"n_samples": 0}, ValueError, "n_samples must be an integer of at least 1, got 0"),
+        ({"n_samples": 0.5}, ValueError, "n_samples must be an integer of at least 1, got 0.5"),
+        ({"n_samples": "all"}, TypeError, "n_samples must be an integer, got 'all' of type str"),
         ({"batch_size": 0.5}, ValueError, "batch_size must be an integer of at least 1, got 0.5"),
         ({"batch_size": math.nan}, ValueError, "batch_size must be an integer of at least 1, got nan"),
         ({"batch_size": [32]}, TypeError, "batch_size must be an integer, got [32] of type list"),
@@ -80,6 +84,8 @@ def test_defaults():
     assert model.learning_rate == 0.1
     assert not model.is_rich
     assert model.replace(gamma=5e-324).is_rich
+    assert (model.n_samples, model.inverse_n_samples, model.is_offline) == (math.inf, 0.0, False)
+    assert (model.replace(n_samples=40.0).inverse_n_samples, model.replace(n_samples=40).is_offline) == (1 / 40, True)
 
 
 @pytest.mark.parametrize("infinity", [math.inf, np.inf, float("inf"), np.float32("inf"), np.float64("inf")])
@@ -146,6 +152,8 @@ def test_summary_names_every_parameter():
     model = sf.Model(TASK, width=64, gamma=0.5, learning_rate=0.25, batch_size=32, label_noise=0.125)
     assert model.summary() == "width 64, gamma 0.5, learning rate 0.25, batch 32, label noise 0.125"
     assert sf.Model(TASK).summary() == "width inf, gamma 0, learning rate 0.1, batch inf"
+    offline = sf.Model(TASK, n_samples=50, label_noise=0.5)
+    assert offline.summary() == "width inf, gamma 0, learning rate 0.1, batch inf, 50 samples, label noise 0.5"
 
 
 def test_largest_loss_scales_with_the_task():
@@ -326,3 +334,34 @@ def test_solvers_warn_where_they_are_called():
     with pytest.warns(StabilityWarning) as caught:
         sf.solve_dmft(sf.Model(TASK, learning_rate=2.1), 3)
     assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_largest_eigenvalue_offline():
+    """Equal modes have closed forms: with one side finite, Marchenko & Pastur's edge; with both, numpy's eigenvalues.
+
+    Largest eigenvalues of finite matrices lie below the edge by a part that falls like M^{-2/3}: to 0.4 of it from M to
+    4 M. Means over 20 and 5 draws; their standard errors are a tenth of the parts.
+    """
+    spectrum = sf.Spectrum(np.ones(400), np.ones(400))
+    edge = (1.0 + math.sqrt(400 / 100)) ** 2
+    assert sf.Model(spectrum, n_samples=100).largest_eigenvalue == pytest.approx(edge, rel=1e-9)
+    assert sf.Model(spectrum, width=100).largest_eigenvalue == pytest.approx(edge, rel=1e-9)
+    model = sf.Model(spectrum, width=300, n_samples=200)
+    generator = np.random.default_rng(0)
+    below = []
+    for size, draws in ((1, 20), (4, 5)):
+        tops = []
+        for _ in range(draws):
+            features = generator.standard_normal((200 * size, 400 * size))
+            features = features @ generator.standard_normal((400 * size, 300 * size))
+            gram = features @ features.T / (200 * 300 * size**2)
+            tops.append(eigvalsh(gram, subset_by_index=[200 * size - 1, 200 * size - 1])[0])
+        below.append(1.0 - np.mean(tops) / model.largest_eigenvalue)
+    assert 0.03 < below[0] < 0.06
+    assert 0.3 < below[1] / below[0] < 0.5
+    # The two sides are alike, and one that is large hardly counts.
+    turned = model.replace(width=200, n_samples=300)
+    assert turned.largest_eigenvalue == pytest.approx(model.largest_eigenvalue, rel=1e-9)
+    wide = sf.Model(spectrum, width=10**12, n_samples=100)
+    assert wide.largest_eigenvalue == pytest.approx(edge, rel=1e-8)
+    assert model.stability_bound == pytest.approx(2.0 / model.largest_eigenvalue, rel=1e-12)

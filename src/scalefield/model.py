@@ -29,7 +29,9 @@ class Model:
         A(t+1) = A(t) + \eta\gamma\, w(t) \Big[\tfrac{1}{N} A(0)^T A(0) v_1(t)\Big]^T
 
     with v_1 = (1/B) sum_b psi_b (psi_b . v_0 + sigma eps_b) on a fresh batch each step, v_0 = w* - A^T w/N,
-    A(0) standard normal and w(0) = 0. The test loss is L = sum_k lambda_k v_0k^2.
+    A(0) standard normal and w(0) = 0. The test loss is L = sum_k lambda_k v_0k^2. Offline, at finite n_samples, the
+    samples are P fixed ones: all of them each step at batch size inf, so that v_1 = (1/P) sum_mu psi_mu r_mu with the
+    residuals r_mu = psi_mu . v_0 + sigma eps_mu, else batches drawn from them.
 
     Parameters
     ----------
@@ -42,9 +44,11 @@ class Model:
     learning_rate : float
         eta > 0.
     batch_size : int or inf
-        B, fresh samples a step; inf (default) is population gradient descent.
+        B, samples a step; inf (default) is population gradient descent, offline full-batch descent.
     label_noise : float
         Standard deviation sigma >= 0 of the noise on the labels (default 0).
+    n_samples : int or inf
+        P, the size of a data set that training reuses; inf (default) is online training on fresh samples.
 
     Raises
     ------
@@ -71,6 +75,7 @@ class Model:
     learning_rate: float = 0.1
     batch_size: float = math.inf
     label_noise: float = 0.0
+    n_samples: float = math.inf
 
     def __post_init__(self) -> None:
         if not isinstance(self.spectrum, Task):
@@ -84,6 +89,12 @@ class Model:
         object.__setattr__(self, "learning_rate", learning_rate)
         object.__setattr__(self, "batch_size", _as_size("batch_size", self.batch_size))
         object.__setattr__(self, "label_noise", as_float("label_noise", self.label_noise, minimum=0.0))
+        object.__setattr__(self, "n_samples", _as_size("n_samples", self.n_samples))
+
+    @property
+    def is_offline(self) -> bool:
+        """Whether a fixed data set is reused (n_samples finite)."""
+        return not math.isinf(self.n_samples)
 
     @property
     def is_rich(self) -> bool:
@@ -100,12 +111,19 @@ class Model:
         """1/B, 0 for the population gradient."""
         return 0.0 if math.isinf(self.batch_size) else 1.0 / self.batch_size
 
+    @property
+    def inverse_n_samples(self) -> float:
+        """1/P, 0 online."""
+        return 1.0 / self.n_samples if self.is_offline else 0.0
+
     @cached_property
     def largest_eigenvalue(self) -> float:
         r"""Upper edge s_max of the spectrum of Lambda^{1/2} A(0)^T A(0) Lambda^{1/2}/N; lambda_1 if N = inf.
 
         With D(kappa) = sum_k lambda_k/(kappa - lambda_k), the minimum of kappa (1 + D(kappa)/N) over
-        kappa > lambda_1 (theory section 6). Population gradient descent is stable for eta s_max < 2.
+        kappa > lambda_1 (theory section 6). Population gradient descent is stable for eta s_max < 2. Offline, the
+        covariance Lambda is that of the samples, and the minimum of kappa (1 + D/N) (1 + D/P) takes its place
+        (theory section 7d).
         """
         return _StabilityEdge(self).at(math.inf)
 
@@ -122,7 +140,9 @@ class Model:
         kappa (1 + D(kappa)/N). The minimiser is the condition eta s_max < 2 (`largest_eigenvalue`); D = B is
         where the SGD noise of one step feeds as much loss into the later ones as it took. Feature learning
         raises the kernel's scale, so for gamma > 0 the true bound is lower. Derived from theory section 6
-        (lazy SGD formula and the explicit kappa parametrisation).
+        (lazy SGD formula and the explicit kappa parametrisation). Offline there is a factor (1 + D/P) beside
+        (1 + D/N); for full batches that is the condition eta s_max < 2, for batches drawn from the samples D = B is
+        an estimate.
         """
         return 2.0 / _StabilityEdge(self).at(self.batch_size)
 
@@ -149,9 +169,10 @@ class Model:
     def summary(self) -> str:
         """One line with the training parameters, for the representations of results."""
         noise = f", label noise {self.label_noise:g}" if self.label_noise else ""
+        samples = f", {self.n_samples:g} samples" if self.is_offline else ""
         return (
             f"width {self.width:g}, gamma {self.gamma:g}, learning rate {self.learning_rate:g}, "
-            f"batch {self.batch_size:g}{noise}"
+            f"batch {self.batch_size:g}{samples}{noise}"
         )
 
     def describe(self) -> dict[str, Any]:
@@ -163,6 +184,7 @@ class Model:
             "learning_rate": self.learning_rate,
             "batch_size": self.batch_size,
             "label_noise": self.label_noise,
+            "n_samples": self.n_samples,
         }
 
     @classmethod
@@ -180,32 +202,42 @@ def _as_size(name: str, value: Any) -> float:
 
 
 class _StabilityEdge:
-    """kappa (1 + D(kappa)/N) where stability ends; D(kappa) = sum_k lambda_k/(kappa - lambda_k)."""
+    """kappa (1 + D/N) (1 + D/P) where stability ends; D(kappa) = sum_k lambda_k/(kappa - lambda_k)."""
 
     def __init__(self, model: Model) -> None:
         nodes = model.spectrum.quadrature()
         self.eigenvalues, self.weights = nodes.eigenvalues, nodes.weights
-        self.inverse_width = model.inverse_width
+        self.inverse_width, self.inverse_n_samples = model.inverse_width, model.inverse_n_samples
         self.top = float(self.eigenvalues.max())
 
     def degrees(self, kappa: float) -> float:
         return float(self.weights @ (self.eigenvalues / (kappa - self.eigenvalues)))
 
     def slope(self, kappa: float) -> float:
-        # d/dkappa [kappa (1 + D/N)] = 1 - (1/N) sum_k lambda_k^2/(kappa - lambda_k)^2
-        squares = (self.eigenvalues / (kappa - self.eigenvalues)) ** 2
-        return 1.0 - self.inverse_width * float(self.weights @ squares)
+        # d/dkappa [kappa (1 + D/N)] = 1 - (1/N) sum_k lambda_k^2/(kappa - lambda_k)^2, likewise with P; the product of
+        # both: each slope times the other factor, less (1 + D/N) (1 + D/P), which both contain
+        squares = float(self.weights @ (self.eigenvalues / (kappa - self.eigenvalues)) ** 2)
+        if self.inverse_width == 0.0 or self.inverse_n_samples == 0.0:
+            return 1.0 - max(self.inverse_width, self.inverse_n_samples) * squares
+        degrees = self.degrees(kappa)
+        features, samples = 1.0 + self.inverse_width * degrees, 1.0 + self.inverse_n_samples * degrees
+        return (
+            (1.0 - self.inverse_width * squares) * samples
+            + (1.0 - self.inverse_n_samples * squares) * features
+            - features * samples
+        )
 
     def at(self, batch_size: float) -> float:
-        """kappa (1 + D/N) at the larger kappa of slope = 0 and D = batch_size."""
+        """kappa (1 + D/N) (1 + D/P) at the larger kappa of slope = 0 and D = batch_size."""
         kappa = self.top
-        if self.inverse_width > 0.0:
+        if self.inverse_width > 0.0 or self.inverse_n_samples > 0.0:
             kappa = self._root(self.slope)
         if batch_size < math.inf:
             kappa = max(kappa, self._root(lambda value: batch_size - self.degrees(value)))
         if kappa == self.top:
             return self.top
-        return kappa * (1.0 + self.inverse_width * self.degrees(kappa))
+        degrees = self.degrees(kappa)
+        return kappa * (1.0 + self.inverse_width * degrees) * (1.0 + self.inverse_n_samples * degrees)
 
     def _root(self, function: Callable[[float], float]) -> float:
         """Zero of a function that increases on (lambda_1, inf), in the variable log(kappa/lambda_1 - 1)."""
