@@ -22,7 +22,7 @@ PARAMETERS = {"width": 256, "gamma": 1.0, "learning_rate": 0.1, "batch_size": 32
 
 def nodes_of_the_march(n_steps: int) -> sf.SpectralNodes:
     """The nodes to which the solver merges the infinite spectrum, with the power law's target on them."""
-    measures = two_time._mode_measures(MODEL, None, two_time._effective_time(MODEL, n_steps, None), 1e-12)
+    measures = two_time.mode_measures(MODEL, None, two_time.initial_effective_time(MODEL, n_steps, None), 1e-12)
     target_power = measures.eigenvalue ** (MODEL.spectrum.beta + 1.0 / MODEL.spectrum.alpha)
     return sf.SpectralNodes(measures.eigenvalue, target_power, measures.weight)
 

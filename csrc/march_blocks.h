@@ -287,6 +287,39 @@ static void march_group_squares(int n, int n_modes, int with_u, const double *re
     }
 }
 
+/* sum_out[g][s] += scale sum_{k in g} weight_k x[s][k], one row of length ld a group of 4 modes */
+MARCH_CLONES
+static void march_group_add(int n, int n_modes, const double *restrict weight, double scale, const double *restrict x,
+                            long ld, double *restrict sum_out) {
+    for (int g = 0; g < n_modes / 4; ++g) {
+        const march_vec w = scale * *(const march_vec *)(weight + 4 * g);
+        for (int s = 0; s < n; ++s)
+            sum_out[g * ld + s] += march_vec_sum(w * *(const march_vec *)(x + (long)s * n_modes + 4 * g));
+    }
+}
+
+/* out[2 g] = sum_{k in g} weight_k sum_{s<n} x[s][k] y[s][k]: every other number, a group of 4 modes each */
+MARCH_CLONES
+static void march_group_dots(int n, int n_modes, const double *restrict weight, const double *restrict x,
+                             const double *restrict y, double *restrict out) {
+    for (int g = 0; g < n_modes / 4; ++g) {
+        march_vec product = {0.0};
+        for (int s = 0; s < n; ++s)
+            product += *(const march_vec *)(x + (long)s * n_modes + 4 * g) *
+                       *(const march_vec *)(y + (long)s * n_modes + 4 * g);
+        out[2 * g] = march_vec_sum(*(const march_vec *)(weight + 4 * g) * product);
+    }
+}
+
+/* u[s][k] = lambda_k u[s][k] + scale g[s][k]  for s < n */
+MARCH_CLONES
+static void march_data_rows(int n, int n_modes, const double *restrict lambda, double scale, const double *restrict g,
+                            double *restrict u) {
+    for (int s = 0; s < n; ++s)
+        for (int k = 0; k < n_modes; ++k)
+            u[(long)s * n_modes + k] = lambda[k] * u[(long)s * n_modes + k] + scale * g[(long)s * n_modes + k];
+}
+
 /* y_j += scale * x_j */
 MARCH_CLONES
 static void march_add(int n, double scale, const double *restrict x, double *restrict y_out) {

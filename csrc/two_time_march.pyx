@@ -1,5 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""The two-time march of online SGD (theory section 3): row t of every matrix from the rows before it.
+"""The two-time march of online SGD (theory section 3) and of full-batch descent on P samples (section 4): row t of
+every matrix from the rows before it.
 
 All arrays are row-major (rows later time, columns earlier), so causal matrices are lower triangular. A row goes
 through the phases below; those marked * are shared among the threads of a team, the others are short and done by
@@ -9,11 +10,28 @@ on sizes only, so results do not depend on the number of threads.
     readout    * products of C_2(t-1, .) with H_w and C_w    ->  H_w, C_w, P
     memory     * product of P(t, .) with R_22                ->  K, H_k 1 of the source modes
     resolvents * H_k(t, .) of all modes                      ->  R_13, R_22
+    filter     * offline: product with the strictly lower part of sum_k H_k
     features   * products of K(t, .), R_22(t, .) with C_1
     noise      * product with K                              ->  Z
     variances  * H_k Z of all modes                          ->  L(t), D(t)
     propagate  * (H_k [lambda_k Z + D/B] H_k^T)(t, .)        ->  C_1, C_0
+    data       * offline: product of D(t, .) with R_13       ->  C_1
     responses  * product with R_22                           ->  C_2
+
+Offline, all responses are power series in P and commute. From R_r = (1 - R_0/P)^-1 and lambda_k H_k K R_r = 1 - H_k
+
+    R_r = 1 + S/P ,   R_22 = 1 + S/N ,   S = sum_k (H_k - 1) ,   1 - E_k K = H_k ,
+
+and with C_g = R_r C_1 R_r^T section 4 becomes section 3 with K R_r for K, R_22 R_r for R_22, and for diag(D)/B the matrix
+D/P, D(t, s) = C_0(t, s) + sigma^2:
+
+    C_0 = sum_k { lambda_k H_k [w*_k^2 1 1^T + Z] H_k^T + (1/P) (1 - H_k) D (1 - H_k)^T }
+    C_1 = sum_k { lambda_k^2 H_k [w*_k^2 1 1^T + Z] H_k^T + (lambda_k/P) H_k D H_k^T }
+
+In the arrays, K is then K R_r, R_22 is R_22 R_r and R_13 is -sum_k lambda_k H_k. Since 1 - H_k is strictly causal, row t of
+C_0 needs only rows before it: g_k = (H_k - 1)(t, .) D there, and
+
+    ((1 - H_k) D (1 - H_k)^T)(t, .) = g_k H_k^T - g_k ,   (H_k D H_k^T)(t, .) = (D(t, .) + g_k) H_k^T .
 
 At infinite width R_22 = 1 and Z = 0, so K is P and C_1 is C_2: one array each, and only readout, resolvents,
 variances and propagate are left. In that form the march also solves finite widths (theory section 6), with the
@@ -22,8 +40,8 @@ nodes of the spectral measures of the random features in place of the modes.
 No H_k is stored. The resolvents' rows of all modes together are a t x Q matrix h with h_k (1 + lambda_k K) = unit
 vector, a triangular system whose matrix K all modes share: solved by blocks, its work is matrix-matrix (block x t
 by t x Q), as are the product with Z and the transposed system that multiplies by H_k^T from the right.
-4 Q t^2 flops a row, (4/3) Q T^3 in all, in O(T^2 + Q T) memory; half of that at infinite width. Beside it a row
-makes six passes over the lower triangle of a T x T matrix, two at infinite width, bound by memory.
+4 Q t^2 flops a row, (4/3) Q T^3 in all, in O(T^2 + Q T) memory; half of that at infinite width, half as much again
+offline. Beside it a row makes six passes over the lower triangle of a T x T matrix, two at infinite width, bound by memory.
 """
 
 from libc.math cimport isfinite
@@ -51,6 +69,10 @@ cdef extern from "march_blocks.h" nogil:
                           double *sum_out, double *weighted_sum_out)
     void march_group_squares(int n, int n_modes, int with_u, const double *weight, const double *lam,
                              const double *h, const double *u, const double *d, double *out)
+    void march_group_add(int n, int n_modes, const double *weight, double scale, const double *x, long ld,
+                         double *sum_out)
+    void march_group_dots(int n, int n_modes, const double *weight, const double *x, const double *y, double *out)
+    void march_data_rows(int n, int n_modes, const double *lam, double scale, const double *g, double *u)
     void march_add(int n, double scale, const double *x, double *y_out)
     void march_lower_dots(int first, int last, const double *a, long ld, const double *x, double *dot_out)
     void march_lower_sums(int first, int last, const double *a, long ld, const double *x, double *sum_out)
@@ -77,6 +99,8 @@ cdef enum:
     MEMORY_ROW
     RESOLVENTS
     RESOLVENT_ROW
+    FILTER_SUMS
+    FILTER_ROW
     FEATURE_SUMS
     FEATURE_ROW
     NOISE
@@ -84,6 +108,8 @@ cdef enum:
     LOSS
     PROPAGATE
     CORRELATION_ROW
+    DATA_SUMS
+    DATA_ROW
     RESPONSES
 
 BLOCK = MARCH_BLOCK
@@ -104,22 +130,23 @@ cdef inline double dot(int n, double *x, double *y) noexcept nogil:
 cdef class TwoTimeMarch:
     """State of one march; `march(worker)` is called by every thread of a team of `n_workers`.
 
-    The two-time arrays are zero on entry and filled row by row in their lower triangle (Z in both). They have T
-    rows, all of one length: T or more, a whole number of blocks. At infinite width K is the array P, C_1 is C_2,
-    and R_22 and Z are absent; R_13 may be absent at infinite width.
+    The two-time arrays are zero on entry and filled row by row in their lower triangle (Z and D in both). They have T
+    rows, all of one length: T or more, a whole number of blocks. Online at infinite width K is the array P, C_1 is C_2,
+    and R_22 and Z are absent; R_13 may be absent there. S and D are present offline. With `memory_given`, P is given, and
+    H_w and C_w are left alone.
     The number of modes is a multiple of MODE_GROUP; modes of weight 0 fill it up.
     """
 
     # Settings.
-    cdef double learning_rate, gamma, inverse_width, inverse_batch, noise_power, largest_loss
-    cdef bint rich, finite_width, noisy, with_modes
+    cdef double learning_rate, gamma, inverse_width, inverse_batch, inverse_n_samples, noise_power, largest_loss
+    cdef bint rich, finite_width, noisy, offline, filtered, memory_given, with_modes
     cdef int n_rows, ld, n_modes, n_groups, n_sources, n_workers
     # Arrays of the caller.
-    cdef double[:, ::1] H_w, C_w, P, K, R_13, R_22, Z, C_0, C_1, C_2
+    cdef double[:, ::1] H_w, C_w, P, K, R_13, R_22, S, Z, C_0, C_1, C_2, D
     cdef double[::1] bias, feature_variance, sgd_variance, loss
     cdef const double[::1] eigenvalue, mode_weight, source_eigenvalue, source_power
     # Workspace: rows of all modes (worker by worker, time by time), scratch of workers, sums of groups.
-    cdef double[:, ::1] h, u, scratch, group_sum, group_weighted_sum, group_loss
+    cdef double[:, ::1] h, u, g, scratch, group_sum, group_weighted_sum, group_loss
     cdef double[:, ::1] source_h
     cdef double[::1] row, second_row, mode_sum, dots, second_dots, source_row, noise
     cdef double[:, ::1] sums, second_sums
@@ -129,23 +156,27 @@ cdef class TwoTimeMarch:
 
     def __init__(self, dict arrays, dict workspace, *, eigenvalue, mode_weight, source_eigenvalue,
                  source_power, double learning_rate, double gamma, double inverse_width,
-                 double inverse_batch, double noise_power, double largest_loss, int n_workers):
+                 double inverse_batch, double inverse_n_samples, double noise_power, double largest_loss,
+                 bint memory_given, int n_workers):
         self.H_w, self.C_w, self.P, self.K = arrays["H_w"], arrays["C_w"], arrays["P"], arrays["K"]
         self.C_0, self.C_1, self.C_2 = arrays["C_0"], arrays["C_1"], arrays["C_2"]
         self.R_13, self.R_22, self.Z = arrays.get("R_13"), arrays.get("R_22"), workspace.get("Z")
+        self.S, self.D = arrays.get("S"), arrays.get("D")
         self.bias, self.loss = arrays["bias"], arrays["loss"]
         self.feature_variance, self.sgd_variance = arrays["feature_variance"], arrays["sgd_variance"]
         self.eigenvalue, self.mode_weight = eigenvalue, mode_weight
         self.source_eigenvalue, self.source_power = source_eigenvalue, source_power
         self.learning_rate, self.gamma = learning_rate, gamma
         self.inverse_width, self.inverse_batch = inverse_width, inverse_batch
-        self.noise_power, self.largest_loss = noise_power, largest_loss
+        self.inverse_n_samples, self.noise_power, self.largest_loss = inverse_n_samples, noise_power, largest_loss
         self.rich, self.finite_width, self.noisy = gamma > 0.0, inverse_width > 0.0, inverse_batch > 0.0
-        self.with_modes = "R_13" in arrays
+        self.offline, self.memory_given, self.with_modes = inverse_n_samples > 0.0, memory_given, "R_13" in arrays
+        self.filtered = self.finite_width or self.offline
         self.n_rows, self.ld = self.loss.shape[0], self.H_w.shape[1]
         self.n_modes, self.n_sources = eigenvalue.shape[0], source_eigenvalue.shape[0]
         self.n_groups, self.n_workers = self.n_modes // GROUP, n_workers
         self.h, self.u, self.scratch = workspace["h"], workspace["u"], workspace["scratch"]
+        self.g = workspace.get("g")
         self.group_sum, self.group_weighted_sum = workspace["group_sum"], workspace["group_weighted_sum"]
         self.group_loss, self.source_h = workspace["group_loss"], workspace["source_h"]
         self.row, self.second_row = workspace["row"], workspace["second_row"]
@@ -182,29 +213,34 @@ cdef class TwoTimeMarch:
 
     cdef void march_rows(self, int worker) noexcept nogil:
         cdef int t
-        cdef bint finite_width = self.finite_width, needs_features = finite_width or self.noisy
-        cdef bint needs_resolvents = needs_features or self.with_modes
+        cdef bint finite_width = self.finite_width, offline = self.offline, filtered = self.filtered
+        cdef bint needs_features = filtered or self.noisy, needs_resolvents = needs_features or self.with_modes
+        cdef bint both = offline and finite_width, reads_out = not self.memory_given
         for t in range(self.n_rows):
             if worker == 0:
                 self.stopping = self.stop_requested
             if self.meet() or self.stopping:
                 return
             if (
-                (t > 0 and self.rich and self.share(READOUT_SUMS, LANES_, t, worker))
-                or (t > 0 and self.alone(READOUT_ROW, t, worker))
-                or (t > 0 and finite_width and self.share(MEMORY_SUMS, LANES_, t, worker))
+                (t > 0 and reads_out and self.rich and self.share(READOUT_SUMS, LANES_, t, worker))
+                or (t > 0 and reads_out and self.alone(READOUT_ROW, t, worker))
+                or (t > 0 and filtered and self.share(MEMORY_SUMS, LANES_, t, worker))
                 or self.alone(MEMORY_ROW, t, worker)
                 or (needs_resolvents and self.share(RESOLVENTS, self.n_workers, t, worker))
                 or (needs_resolvents and self.alone(RESOLVENT_ROW, t, worker))
-                or (finite_width and self.share(FEATURE_SUMS, LANES_, t, worker))
-                or (finite_width and self.alone(FEATURE_ROW, t, worker))
+                or (both and self.share(FILTER_SUMS, LANES_, t, worker))
+                or (both and self.alone(FILTER_ROW, t, worker))
+                or (filtered and self.share(FEATURE_SUMS, LANES_, t, worker))
+                or (filtered and self.alone(FEATURE_ROW, t, worker))
                 or (finite_width and self.share(NOISE, LANES_, t, worker))
                 or (needs_features and self.share(VARIANCES, self.n_workers, t, worker))
                 or self.alone(LOSS, t, worker)
                 or self.failed
                 or (needs_features and self.share(PROPAGATE, self.n_workers, t, worker))
                 or self.alone(CORRELATION_ROW, t, worker)
-                or (finite_width and self.share(RESPONSES, LANES_, t, worker))
+                or (offline and self.share(DATA_SUMS, LANES_, t, worker))
+                or (offline and self.alone(DATA_ROW, t, worker))
+                or (filtered and self.share(RESPONSES, LANES_, t, worker))
             ):
                 return
             if worker == 0:
@@ -237,6 +273,10 @@ cdef class TwoTimeMarch:
             self.resolvent_rows(t, item)
         elif phase == RESOLVENT_ROW:
             self.resolvent_row(t)
+        elif phase == FILTER_SUMS:
+            self.filter_lane(t, item)
+        elif phase == FILTER_ROW:
+            self.filter_row(t)
         elif phase == FEATURE_SUMS:
             self.feature_lane(t, item)
         elif phase == FEATURE_ROW:
@@ -251,6 +291,10 @@ cdef class TwoTimeMarch:
             self.propagate_rows(t, item)
         elif phase == CORRELATION_ROW:
             self.correlation_row(t)
+        elif phase == DATA_SUMS:
+            self.data_lane(t, item)
+        elif phase == DATA_ROW:
+            self.data_row(t)
         elif phase == RESPONSES:
             self.response_lane(t, item)
 
@@ -328,7 +372,7 @@ cdef class TwoTimeMarch:
         cdef int i, s, n_sources = self.n_sources
         cdef double minus = -1.0
         # K = P R_22, with 1 on the diagonal of R_22
-        if self.finite_width:
+        if self.filtered:
             for s in range(t):
                 self.K[t, s] = self.P[t, s] + self.gather(self.sums, s)
         # Source modes: (H_k 1)(t) = 1 - lambda_k sum_s K(t,s) (H_k 1)(s)
@@ -373,11 +417,30 @@ cdef class TwoTimeMarch:
         memset(&self.mode_sum[0], 0, (t + 1) * sizeof(double))
         for group in range(self.n_groups):
             march_add(t + 1, 1.0, &self.group_sum[group, 0], &self.mode_sum[0])
-        # R_22 = 1 + R_13 K/N, and lambda_k H_k K = 1 - H_k: the strictly lower part of (1/N) sum_k H_k
-        if self.finite_width:
+        if self.offline:
             for s in range(t):
-                self.R_22[t, s] = self.inverse_width * self.mode_sum[s]
+                self.S[t, s] = self.mode_sum[s]
+        # R_22 = 1 + R_13 K/N, and lambda_k H_k K = 1 - H_k: the strictly lower part of (1/N) sum_k H_k
+        # Offline R_22 R_r = (1 + S/N)(1 + S/P), less S S/(N P) as yet
+        if self.filtered:
+            for s in range(t):
+                self.R_22[t, s] = (self.inverse_width + self.inverse_n_samples) * self.mode_sum[s]
             self.R_22[t, t] = 1.0
+
+    cdef void filter_lane(self, int t, int lane) noexcept nogil:
+        """Product of S(t, .) with S."""
+        cdef int first = lane * PANEL
+        memset(&self.sums[lane, 0], 0, t * sizeof(double))
+        while first < t:
+            march_lower_sums(first, min(first + PANEL, t), &self.S[0, 0], self.ld, &self.S[t, 0], &self.sums[lane, 0])
+            first += LANES_ * PANEL
+
+    cdef void filter_row(self, int t) noexcept nogil:
+        cdef int s
+        cdef double scale = self.inverse_width * self.inverse_n_samples
+        # R_22 R_r = 1 + (1/N + 1/P) S + S S/(N P)
+        for s in range(t):
+            self.R_22[t, s] += scale * self.gather(self.sums, s)
 
     cdef void feature_lane(self, int t, int lane) noexcept nogil:
         """Products of K(t, .) and R_22(t, .) with the symmetric C_1, rows < t, in one pass."""
@@ -397,7 +460,8 @@ cdef class TwoTimeMarch:
             self.row[s] = self.dots[s] + self.gather(self.sums, s) + self.C_1[s, s] * self.K[t, s]
             self.second_row[s] = (self.second_dots[s] + self.gather(self.second_sums, s)
                                   + self.C_1[s, s] * self.R_22[t, s])
-        self.Z[t, t] = self.inverse_width * dot(t, &self.row[0], &self.K[t, 0])
+        if self.finite_width:
+            self.Z[t, t] = self.inverse_width * dot(t, &self.row[0], &self.K[t, 0])
 
     cdef void noise_lane(self, int t, int lane) noexcept nogil:
         """Z(t, .) = (K C_1)(t, .) K^T/N, and its mirror image."""
@@ -422,6 +486,16 @@ cdef class TwoTimeMarch:
         # (H_k Z H_k^T)(t,t), and ((1 - H_k) diag(D) (1 - H_k)^T)(t,t): the diagonal of 1 - H_k is zero
         march_group_squares(t, n, self.finite_width, &self.mode_weight[first], &self.eigenvalue[first], h, u,
                             &self.noise[0], &self.group_loss[first // GROUP, 0])
+        if self.offline:
+            self.data_rows(t, first, n)
+
+    cdef void data_rows(self, int t, int first, int n) noexcept nogil:
+        """g_k = (H_k - 1)(t, .) D for n modes, and (1 - H_k) D (1 - H_k)^T at (t, t)."""
+        cdef double *h = &self.h[first, 0]
+        cdef double *g = &self.g[first, 0]
+        memset(g, 0, <size_t> (t + 1) * n * sizeof(double))
+        march_matrix_times_modes(n, t, t, &self.D[0, 0], self.ld, h, g)
+        march_group_dots(t, n, &self.mode_weight[first], h, g, &self.group_loss[first // GROUP, 1])
 
     cdef int loss_entry(self, int t) noexcept nogil:
         """L(t) and its parts; returns 1 if it left the finite range."""
@@ -431,15 +505,19 @@ cdef class TwoTimeMarch:
             bias += self.source_power[i] * self.source_h[t, i] * self.source_h[t, i]
         for group in range(self.n_groups):
             feature += self.group_loss[group, 0]
-            sgd += self.inverse_batch * self.group_loss[group, 1]
+            sgd += (self.inverse_batch + self.inverse_n_samples) * self.group_loss[group, 1]
         self.bias[t], self.feature_variance[t], self.sgd_variance[t] = bias, feature, sgd
         self.loss[t] = bias + feature + sgd
         # D(t) = L(t) + sigma^2
-        self.noise[t] = self.loss[t] + self.noise_power
+        if self.offline:
+            self.D[t, t] = self.loss[t] + self.noise_power
+        else:
+            self.noise[t] = self.loss[t] + self.noise_power
         return not (isfinite(self.loss[t]) and self.loss[t] <= self.largest_loss)
 
     cdef void propagate_rows(self, int t, int worker) noexcept nogil:
-        """x_k = (lambda_k H_k Z + H_k diag(D)/B)(t, .) H_k^T for the modes of a worker, in place of u.
+        """x_k = (lambda_k H_k Z + H_k diag(D)/B)(t, .) H_k^T for the modes of a worker, in place of u; offline
+        lambda_k H_k Z + g_k/P.
 
         x_k (1 + lambda_k K^T) = u_k, from the first block of times to the last.
         """
@@ -448,7 +526,10 @@ cdef class TwoTimeMarch:
         cdef const double *eigenvalue = &self.eigenvalue[first]
         cdef double *x = &self.u[first, 0]
         cdef double *before = &self.scratch[worker, 0]
-        march_source_rows(t + 1, n, eigenvalue, self.inverse_batch, &self.h[first, 0], &self.noise[0], x)
+        if self.offline:
+            march_data_rows(t + 1, n, eigenvalue, self.inverse_n_samples, &self.g[first, 0], x)
+        else:
+            march_source_rows(t + 1, n, eigenvalue, self.inverse_batch, &self.h[first, 0], &self.noise[0], x)
         for j in range(t // MARCH_BLOCK + 1):
             # x[J] = (u[J] - Lambda K[J, <J] x[<J]) H_k[J, J]^T
             start = j * MARCH_BLOCK
@@ -458,6 +539,9 @@ cdef class TwoTimeMarch:
             march_solve_column(width, n, eigenvalue, &self.K[start, start], self.ld, before, x + <long> start * n)
         march_group_sums(t + 1, n, &self.mode_weight[first], eigenvalue, x, self.group_sum.shape[1],
                          &self.group_sum[first // GROUP, 0], &self.group_weighted_sum[first // GROUP, 0])
+        if self.offline:
+            march_group_add(t, n, &self.mode_weight[first], -self.inverse_n_samples, &self.g[first, 0],
+                            self.group_sum.shape[1], &self.group_sum[first // GROUP, 0])
 
     cdef void correlation_row(self, int t) noexcept nogil:
         cdef int n_sources = self.n_sources, length = t + 1, s, i, group
@@ -468,12 +552,12 @@ cdef class TwoTimeMarch:
             self.source_row[i] = self.source_eigenvalue[i] * self.source_power[i] * self.source_h[t, i]
         dgemv(TRANSPOSED, &n_sources, &length, &UNIT, &self.source_h[0, 0], &n_sources,
               &self.source_row[0], &ONE, &ZERO, C_1, &ONE)
-        # C_0 = sum_k { lambda_k w*_k^2 (H_k 1)(H_k 1)^T + x_k - H_k diag(D)/B } below the diagonal
+        # C_0 = sum_k { lambda_k w*_k^2 (H_k 1)(H_k 1)^T + x_k - H_k diag(D)/B } below the diagonal; offline x_k - g_k/P
         for i in range(n_sources):
             self.source_row[i] = self.source_power[i] * self.source_h[t, i]
         dgemv(TRANSPOSED, &n_sources, &length, &UNIT, &self.source_h[0, 0], &n_sources,
               &self.source_row[0], &ONE, &ZERO, C_0, &ONE)
-        if self.finite_width or self.noisy:
+        if self.filtered or self.noisy:
             for group in range(self.n_groups):
                 march_add(length, 1.0, &self.group_weighted_sum[group, 0], C_1)
                 march_add(length, 1.0, &self.group_sum[group, 0], C_0)
@@ -481,11 +565,36 @@ cdef class TwoTimeMarch:
             for s in range(t):
                 C_0[s] -= self.inverse_batch * self.noise[s] * self.mode_sum[s]
         C_0[t] = self.loss[t]
-        # second_row = (R_22 C_1)(t, .), now with row t of C_1
-        if self.finite_width:
-            self.second_row[t] = dot(length, &self.R_22[t, 0], C_1)
-            for s in range(t):
-                self.second_row[s] += C_1[s]
+        if self.offline:
+            for s in range(length):
+                self.D[t, s] = C_0[s] + self.noise_power
+                self.D[s, t] = self.D[t, s]
+        elif self.finite_width:
+            self.complete_second_row(t)
+
+    cdef void data_lane(self, int t, int lane) noexcept nogil:
+        """Products of D(t, .) with rows of R_13."""
+        cdef int first = lane * PANEL, last
+        while first < t + 1:
+            last = min(first + PANEL, t + 1)
+            march_lower_dots(first, last, &self.R_13[0, 0], self.ld, &self.D[t, 0], &self.dots[0])
+            first += LANES_ * PANEL
+
+    cdef void data_row(self, int t) noexcept nogil:
+        cdef int s
+        # C_1 += (1/P) sum_k lambda_k D(t, .) H_k^T, and what g_k(t), which had to wait for D(t, .), adds at (t, t)
+        for s in range(t + 1):
+            self.C_1[t, s] -= self.inverse_n_samples * (self.dots[s] + self.R_13[s, s] * self.D[t, s])
+        self.C_1[t, t] -= self.inverse_n_samples * self.dots[t]
+        self.complete_second_row(t)
+
+    cdef void complete_second_row(self, int t) noexcept nogil:
+        """second_row = (R_22 C_1)(t, .), now with row t of C_1."""
+        cdef int length = t + 1, s
+        cdef double *C_1 = &self.C_1[t, 0]
+        self.second_row[t] = dot(length, &self.R_22[t, 0], C_1)
+        for s in range(t):
+            self.second_row[s] += C_1[s]
 
     cdef void response_lane(self, int t, int lane) noexcept nogil:
         """C_2(t, .) = (R_22 C_1)(t, .) R_22^T, with 1 on the diagonal of R_22."""

@@ -175,7 +175,7 @@ def test_horizon_is_extended_when_the_kernel_outgrows_the_estimate(monkeypatch):
     """With a far too short first estimate the march is repeated and ends at the same curve."""
     model = sf.Model(sf.PowerLawSpectrum(1.5, 0.5), width=64, gamma=1.0, batch_size=16)
     expected = solve_two_time(model, 100)
-    monkeypatch.setattr(two_time, "_effective_time", lambda *_: 1.0)
+    monkeypatch.setattr(two_time, "initial_effective_time", lambda *_: 1.0)
     np.testing.assert_allclose(solve_two_time(model, 100).loss, expected.loss, rtol=1e-11)
 
 

@@ -19,8 +19,10 @@ class TwoTimeMarch:
         gamma: float,
         inverse_width: float,
         inverse_batch: float,
+        inverse_n_samples: float,
         noise_power: float,
         largest_loss: float,
+        memory_given: bool,
         n_workers: int,
     ) -> None: ...
     @property

@@ -62,6 +62,13 @@ class DMFTSolution(Result):
         eigenvalues of the random features. The loss is bias + feature_variance + sgd_variance.
     feature_variance : ndarray, shape (T,), or None
         sum_k lambda_k (H_k Z H_k^T)(t,t), due to the random initial features; 0 at infinite width.
+    train_loss : ndarray, shape (T,), or None
+        Offline: C_r(t,t), the mean of the squared residuals over the P samples, label noise included; None online.
+    data_variance : ndarray, shape (T,), or None
+        Offline: due to the samples drawn, without their label noise.
+    noise_variance : ndarray, shape (T,), or None
+        Offline: due to label noise, and proportional to its variance at a given memory kernel. The loss is bias +
+        feature_variance + data_variance + noise_variance. None in partial results, whose other variances contain it.
     sgd_variance : ndarray, shape (T,), or None
         (1/B) sum_k ((1-H_k) diag(D) (1-H_k)^T)(t,t), due to finite batches; 0 for the population gradient.
     C_1 : ndarray, shape (T, T), or None
@@ -71,10 +78,16 @@ class DMFTSolution(Result):
         (1 - R_13 P/N)^-1.
     K : ndarray, shape (T, T), or None
         Memory kernel of the modes, strictly lower triangular: K = P R_22; the array P at infinite width.
+    C_r, C_g : ndarray, shape (T, T), or None
+        Offline: correlations of the residuals r = Psi v_0 + noise (their mean product over samples), and of the
+        gradient g = Psi^T r/P (summed over modes), which takes the place of v_1. Symmetric.
+    R_0, R_r : ndarray, shape (T, T), or None
+        Offline: responses, lower triangular: of the error, -sum_k lambda_k H_k K, and of the residuals,
+        (1 - R_0/P)^-1; with H_k = (1 + lambda_k K R_r)^-1, and R_13 = -sum_k lambda_k R_r H_k.
 
     References
     ----------
-    Bordelon, Atanasov & Pehlevan, arXiv:2409.17858, Eqs. 26-31.
+    Bordelon, Atanasov & Pehlevan, arXiv:2409.17858, Eqs. 26-31; offline Eqs. 32-41.
     """
 
     steps: NDArray[np.int64]
@@ -99,6 +112,13 @@ class DMFTSolution(Result):
     R_13: Array | None = None
     R_22: Array | None = None
     K: Array | None = None
+    train_loss: Array | None = None
+    data_variance: Array | None = None
+    noise_variance: Array | None = None
+    C_r: Array | None = None
+    C_g: Array | None = None
+    R_0: Array | None = None
+    R_r: Array | None = None
 
     def __repr__(self) -> str:
         engine = self.method if self.order is None else f"{self.method} of order {self.order}"
@@ -117,6 +137,14 @@ class DMFTSolution(Result):
     def loss_correlation(self) -> Array | None:
         """C_0(t,s) = sum_k lambda_k <v_0k(t) v_0k(s)>, shape (T, T); its diagonal is the loss."""
         return self.C_0
+
+    @property
+    def generalization_gap(self) -> Array | None:
+        """Test loss on labels as noisy as those of the samples, less the train loss: loss + sigma^2 - train_loss."""
+        if self.train_loss is None:
+            return None
+        gap: Array = self.loss + self.model.label_noise**2 - self.train_loss
+        return gap
 
     @property
     def unstable_from(self) -> int | None:

@@ -15,6 +15,7 @@ from scalefield._progress import Progress
 from scalefield._threads import single_threaded_blas
 from scalefield._validate import as_count, as_seed
 from scalefield.dmft.hierarchy import solve_closure
+from scalefield.dmft.offline import solve_offline
 from scalefield.dmft.solution import DMFTSolution
 from scalefield.dmft.spectral import solve_spectral
 from scalefield.dmft.two_time import require_two_time_memory, solve_two_time
@@ -163,7 +164,8 @@ def solve_dmft(
             measure = spectral_measure(model, seed, rtol, 1e12)
             solution = solve_spectral(model, n_steps, measure, rtol, progress)
         else:
-            solution = solve_two_time(model, n_steps, nodes, rtol, progress)
+            solve = solve_offline if model.is_offline else solve_two_time
+            solution = solve(model, n_steps, nodes, rtol, progress)
     _warn_if_unstable_late(solution)
     return solution if recorded.size == n_steps + 1 else _at_steps(solution, recorded)
 
@@ -182,6 +184,15 @@ def _engine(
     model: Model, method: str, order: int, nodes: SpectralNodes | None, seed: int | None
 ) -> tuple[str, int]:
     """The engine that runs, and the order of a closure."""
+    if model.is_offline:
+        if method not in ("auto", "two-time"):
+            raise ValueError(f"method must be 'two-time' or 'auto' for a finite n_samples, got {method!r}")
+        if not math.isinf(model.batch_size):
+            raise NotImplementedError(
+                "no closed theory of batches drawn from a finite data set is known: a finite n_samples needs "
+                f"batch_size inf, got {model.batch_size:g}; `simulate` has no such limit"
+            )
+        method = "two-time"
     if nodes is not None and method not in ("auto", "two-time"):
         raise ValueError(f"nodes go with method 'two-time', got method {method!r}")
     if seed is not None and (method == "two-time" or nodes is not None):

@@ -26,8 +26,10 @@ from scalefield.quadrature import SpectralNodes, merge
 __all__ = [
     "MarchMeasures",
     "effective_time",
+    "initial_effective_time",
     "largest_row_sum",
     "march_rows",
+    "mode_measures",
     "repeat_to_horizon",
     "require_two_time_memory",
     "solve_two_time",
@@ -55,11 +57,11 @@ def solve_two_time(
     """March on merged modes (theory section 3), fully recorded; arguments as for `solve_dmft`, already validated."""
 
     def march(horizon: float) -> DMFTSolution:
-        measures = _mode_measures(model, nodes, horizon, rtol)
+        measures = mode_measures(model, nodes, horizon, rtol)
         build = _build_solution(model, measures)
         return march_rows(model, n_steps, measures, model.inverse_width, build, progress, with_modes=True)
 
-    return repeat_to_horizon(_effective_time(model, n_steps, nodes), march, _reached_time)
+    return repeat_to_horizon(initial_effective_time(model, n_steps, nodes), march, _reached_time)
 
 
 def repeat_to_horizon(
@@ -107,7 +109,7 @@ class MarchMeasures:
         return cls(eigenvalue, mass / eigenvalue, source_x, source_power, max(error, mode_error, source_error))
 
 
-def _mode_measures(model: Model, nodes: SpectralNodes | None, horizon: float, rtol: float) -> MarchMeasures:
+def mode_measures(model: Model, nodes: SpectralNodes | None, horizon: float, rtol: float) -> MarchMeasures:
     """Modes (mass lambda_k) and sources (mass lambda_k w*_k^2)."""
     if nodes is None:
         nodes = model.spectrum.quadrature(rtol=rtol, horizon=max(1.0, horizon))
@@ -115,7 +117,8 @@ def _mode_measures(model: Model, nodes: SpectralNodes | None, horizon: float, rt
     return MarchMeasures.merged(x, nodes.weights * x, x, nodes.weights * nodes.target_power, nodes.error, horizon, rtol)
 
 
-def _effective_time(model: Model, n_steps: int, nodes: SpectralNodes | None) -> float:
+def initial_effective_time(model: Model, n_steps: int, nodes: SpectralNodes | None) -> float:
+    """`effective_time` from the modes."""
     if not model.is_rich:
         return effective_time(model, n_steps, np.empty(0), np.empty(0))
     if nodes is None:
@@ -159,13 +162,17 @@ def largest_row_sum(kernel: Array) -> float:
     return max(float(np.abs(row).sum()) for row in kernel)
 
 
-def _array_names(inverse_width: float, *, with_modes: bool) -> list[str]:
+def _array_names(inverse_width: float, inverse_n_samples: float, *, with_modes: bool) -> list[str]:
     """Names of the T x T arrays that a march fills, one name for arrays that coincide."""
     names = ["H_w", "C_w", "P", "C_0", "C_2"]
     if with_modes:
         names.append("R_13")
+    if inverse_width > 0.0 or inverse_n_samples > 0.0:
+        names += ["K", "C_1", "R_22"]
     if inverse_width > 0.0:
-        names += ["K", "C_1", "R_22", "Z"]
+        names.append("Z")
+    if inverse_n_samples > 0.0:
+        names += ["D", "S"]
     return names
 
 
@@ -173,14 +180,14 @@ def require_two_time_memory(model: Model, n_steps: int, method: str) -> None:
     """Raise `InsufficientMemoryError` if not even the arrays of the result fit."""
     two_time = method == "two-time"
     inverse_width = model.inverse_width if two_time else 0.0
-    _require_memory(n_steps + 1, 0, _array_names(inverse_width, with_modes=two_time))
+    _require_memory(n_steps + 1, 0, _array_names(inverse_width, model.inverse_n_samples, with_modes=two_time))
 
 
 def _require_memory(n_rows: int, n_modes: int, names: list[str]) -> None:
     from scalefield._native.two_time_march import BLOCK
 
-    # The identity that R_22 is at infinite width is written after the march.
-    arrays = len(names) + ("R_13" in names and "R_22" not in names)
+    # The identity that R_22 is at infinite width is written after the march, offline 7 arrays of the result.
+    arrays = len(names) + ("R_13" in names and "R_22" not in names) + (7 if "D" in names else 0)
     needed = 8 * n_rows * (arrays * (n_rows + BLOCK + 8) + 3 * n_modes)
     require_memory(needed, f"the two-time arrays of {n_rows - 1} steps")
 
@@ -194,6 +201,8 @@ def march_rows(
     progress: Progress | None,
     *,
     with_modes: bool,
+    memory: Array | None = None,
+    noise_power: float | None = None,
 ) -> DMFTSolution:
     """March `n_steps` steps on a team of threads and build the solution.
 
@@ -209,6 +218,10 @@ def march_rows(
         ``build(arrays, n_rows)`` makes a solution of the first n_rows rows, with correlations complete.
     with_modes : bool
         Whether R_13 is wanted.
+    memory : ndarray, shape (n_steps + 1, n_steps + 1), optional
+        The memory kernel P, if it is known; H_w and C_w are not made then.
+    noise_power : float, optional
+        Variance of the label noise in place of the model's.
 
     Raises
     ------
@@ -223,7 +236,7 @@ def march_rows(
     n_modes = measures.eigenvalue.size + filling
     n_groups = n_modes // MODE_GROUP
     n_workers = min(thread_count(), n_groups)
-    names = _array_names(inverse_width, with_modes=with_modes)
+    names = _array_names(inverse_width, model.inverse_n_samples, with_modes=with_modes)
     _require_memory(n_rows, n_modes, names)
     padded = -(-n_rows // BLOCK) * BLOCK
     # Rows begin at cache lines, an odd number of them apart: neighbours do not compete for the same cache sets.
@@ -241,10 +254,13 @@ def march_rows(
         "source_row": np.zeros(n_sources),
         "noise": np.zeros(n_rows),
     }
-    if inverse_width > 0.0:
+    if model.is_offline:
+        workspace["g"] = _aligned_zeros(n_modes, padded)
+    if "Z" in arrays:
         workspace["Z"] = arrays.pop("Z")
-    else:
-        arrays |= {name: arrays[same] for name, same in _ONE_AT_INFINITE_WIDTH.items()}
+    arrays |= {name: arrays[same] for name, same in _ONE_AT_INFINITE_WIDTH.items() if name not in arrays}
+    if memory is not None:
+        arrays["P"][:, :n_rows] = memory
     march = TwoTimeMarch(
         arrays,
         workspace,
@@ -256,8 +272,10 @@ def march_rows(
         gamma=model.gamma,
         inverse_width=inverse_width,
         inverse_batch=model.inverse_batch_size,
-        noise_power=model.label_noise**2,
+        inverse_n_samples=model.inverse_n_samples,
+        noise_power=model.label_noise**2 if noise_power is None else noise_power,
         largest_loss=model.largest_loss,
+        memory_given=memory is not None,
         n_workers=n_workers,
     )
 
