@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from scalefield._measures import spectral_measure
 from scalefield._progress import Progress
+from scalefield._steps import as_steps, log_spaced_steps
 from scalefield._threads import single_threaded_blas
 from scalefield._validate import as_count, as_seed
 from scalefield.dmft.hierarchy import solve_closure
@@ -29,7 +30,6 @@ METHODS = ("auto", "two-time", "spectral", "closure")
 
 # Closures record every step up to here, beyond log-spaced ones.
 _ALL_STEPS = 10_000
-_LOG_STEPS = 200
 
 
 def solve_dmft(
@@ -210,28 +210,11 @@ def _engine(
 
 def _as_steps(steps: ArrayLike | None, n_steps: int, method: str) -> NDArray[np.int64]:
     """Steps to record."""
-    if steps is None:
-        if method != "closure" or n_steps <= _ALL_STEPS:
-            return np.arange(n_steps + 1)
-        spaced = np.unique(np.rint(np.geomspace(1.0, n_steps, _LOG_STEPS)).astype(np.int64))
-        # Rounding merges the first ones; the rest is filled up with later ones.
-        count = _LOG_STEPS
-        while spaced.size < _LOG_STEPS:
-            count += _LOG_STEPS - spaced.size
-            spaced = np.unique(np.rint(np.geomspace(1.0, n_steps, count)).astype(np.int64))
-        return np.append(0, spaced)
-    try:
-        raw = np.asarray(steps)
-        whole = raw.dtype.kind in "iu" or (raw.dtype.kind == "f" and bool((raw == np.rint(raw)).all()))
-    except ValueError as error:
-        raise TypeError(f"steps must be an array of integers, got {type(steps).__name__}") from error
-    if raw.dtype.kind not in "iuf":
-        raise TypeError(f"steps must be an array of integers, got dtype {raw.dtype}")
-    if raw.ndim != 1 or raw.size == 0 or not whole:
-        raise ValueError(f"steps must be a one-dimensional array of whole numbers, got {steps!r}")
-    if (np.diff(raw) <= 0).any() or raw[0] < 0 or raw[-1] > n_steps:
-        raise ValueError(f"steps must increase from at least 0 to at most n_steps = {n_steps}, got {steps!r}")
-    return raw.astype(np.int64)
+    if steps is not None:
+        return as_steps("steps", steps, n_steps)
+    if method != "closure" or n_steps <= _ALL_STEPS:
+        return np.arange(n_steps + 1)
+    return log_spaced_steps(n_steps)
 
 
 def _at_steps(solution: DMFTSolution, steps: NDArray[np.int64]) -> DMFTSolution:
