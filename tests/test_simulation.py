@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,11 @@ from scalefield.errors import (
     ScalefieldError,
     StabilityWarning,
 )
-from scalefield.simulation import literal
+from scalefield.simulation import dispatch, ensemble, literal
+from scalefield.simulation.plan import Plan
+
+# What this file is about; reduced runs have their own.
+simulate = partial(sf.simulate, method="literal", record="all")
 
 TASK = sf.PowerLawSpectrum(1.5, 0.5, n_modes=150)
 
@@ -44,7 +49,7 @@ def make(**changes) -> sf.Model:
 @pytest.mark.parametrize("label_noise", [0.0, 0.5])
 def test_against_explicit_projection(gamma, batch_size, label_noise):
     model = make(gamma=gamma, batch_size=batch_size, label_noise=label_noise, learning_rate=0.05)
-    simulation = sf.simulate(model, 60, n_runs=2, seed=3)
+    simulation = simulate(model, 60, n_runs=2, seed=3)
     for run in range(2):
         np.testing.assert_allclose(simulation.loss[run], losses(model, 3, run, 60), rtol=1e-10)
 
@@ -62,14 +67,14 @@ def test_sizes(n_modes, width, batch_size):
         learning_rate=0.02,
         label_noise=0.1,
     )
-    np.testing.assert_allclose(sf.simulate(model, 20, seed=1).loss[0], losses(model, 1, 0, 20), rtol=1e-10)
+    np.testing.assert_allclose(simulate(model, 20, seed=1).loss[0], losses(model, 1, 0, 20), rtol=1e-10)
 
 
 def test_explicit_spectrum():
     """An explicit spectrum in any order, with a mode that carries no variance."""
     spectrum = sf.Spectrum([0.3, 0.0, 1.0, 0.2], [1.0, 2.0, -0.5, 0.1])
     model = make(spectrum=spectrum, width=6, batch_size=5)
-    np.testing.assert_allclose(sf.simulate(model, 30, seed=5).loss[0], losses(model, 5, 0, 30), rtol=1e-10)
+    np.testing.assert_allclose(simulate(model, 30, seed=5).loss[0], losses(model, 5, 0, 30), rtol=1e-10)
 
 
 def test_infinite_width_population_lazy_closed_form():
@@ -78,7 +83,7 @@ def test_infinite_width_population_lazy_closed_form():
     eigenvalues, target = TASK.modes(0, 150)
     t = np.arange(501)
     expected = (eigenvalues * target**2) @ (1.0 - 0.2 * eigenvalues[:, None]) ** (2 * t)
-    np.testing.assert_allclose(sf.simulate(model, 500, seed=0).loss[0], expected, rtol=1e-12)
+    np.testing.assert_allclose(simulate(model, 500, seed=0).loss[0], expected, rtol=1e-12)
 
 
 def test_finite_width_population_lazy_closed_form():
@@ -90,7 +95,7 @@ def test_finite_width_population_lazy_closed_form():
     s, vectors = np.linalg.eigh(kernel)
     coefficients = vectors.T @ (np.sqrt(eigenvalues) * target)
     expected = coefficients**2 @ (1.0 - 0.2 * s[:, None]) ** (2 * np.arange(101))
-    np.testing.assert_allclose(sf.simulate(model, 100, n_runs=2, seed=9).loss[1], expected, rtol=1e-10)
+    np.testing.assert_allclose(simulate(model, 100, n_runs=2, seed=9).loss[1], expected, rtol=1e-10)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 2.0])
@@ -103,7 +108,7 @@ def test_infinite_width(gamma, batch_size):
     random = np.random.default_rng(0).standard_normal((150, 150))
     projection = np.sqrt(150) * np.linalg.qr(random)[0]
     expected = list(train(eigenvalues, target, projection, 0.2, gamma, draw, 40))
-    np.testing.assert_allclose(sf.simulate(model, 40, seed=4).loss[0], expected, rtol=1e-10)
+    np.testing.assert_allclose(simulate(model, 40, seed=4).loss[0], expected, rtol=1e-10)
 
 
 def test_infinite_width_is_the_limit_of_finite_width():
@@ -115,52 +120,52 @@ def test_infinite_width_is_the_limit_of_finite_width():
     """
     task = sf.PowerLawSpectrum(1.5, 0.5, n_modes=40)
     model = make(spectrum=task, width=1000, batch_size=math.inf)
-    wide = sf.simulate(model, 30, n_runs=8, seed=2)
-    limit = sf.simulate(model.replace(width=math.inf), 30, seed=2).mean[30]
+    wide = simulate(model, 30, n_runs=8, seed=2)
+    limit = simulate(model.replace(width=math.inf), 30, seed=2).mean[30]
     assert abs(wide.mean[30] - limit) < 8.0 * wide.standard_error[30] + 0.02 * limit
 
 
 def test_kept_and_regenerated_batches_are_identical(monkeypatch):
     model = make(spectrum=sf.PowerLawSpectrum(1.4, 0.6, n_modes=2500), width=8, batch_size=11, label_noise=0.1)
-    kept = sf.simulate(model, 10, seed=1)
+    kept = simulate(model, 10, seed=1)
     monkeypatch.setattr(literal, "_KEPT_BATCH_BYTES", 0)
     assert literal._Sizes.of(model, 2500).features[0] == 4
-    np.testing.assert_array_equal(sf.simulate(model, 10, seed=1).loss, kept.loss)
+    np.testing.assert_array_equal(simulate(model, 10, seed=1).loss, kept.loss)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 1.0])
 @pytest.mark.parametrize("batch_size", [6, math.inf])
 def test_chunks_of_steps_do_not_matter(monkeypatch, gamma, batch_size):
     model = make(batch_size=batch_size, gamma=gamma)
-    whole = sf.simulate(model, 30, seed=1)
+    whole = simulate(model, 30, seed=1)
     for work in (0.0, 7 * literal._Sizes.of(model, 150).work_per_step):
-        monkeypatch.setattr(literal, "_CHUNK_WORK", work)
-        np.testing.assert_array_equal(sf.simulate(model, 30, seed=1).loss, whole.loss)
+        monkeypatch.setattr(ensemble, "_CHUNK_WORK", work)
+        np.testing.assert_array_equal(simulate(model, 30, seed=1).loss, whole.loss)
 
 
 def test_same_seed_same_numbers(monkeypatch):
     """Whatever the number of threads, of runs and of steps."""
     model = make()
     monkeypatch.setenv("SCALEFIELD_NUM_THREADS", "1")
-    first = sf.simulate(model, 40, n_runs=5, seed=17)
+    first = simulate(model, 40, n_runs=5, seed=17)
     for threads in ("2", "3"):
         monkeypatch.setenv("SCALEFIELD_NUM_THREADS", threads)
-        np.testing.assert_array_equal(sf.simulate(model, 40, n_runs=5, seed=17).loss, first.loss)
+        np.testing.assert_array_equal(simulate(model, 40, n_runs=5, seed=17).loss, first.loss)
     for n_runs in (1, 3):
-        np.testing.assert_array_equal(sf.simulate(model, 40, n_runs=n_runs, seed=17).loss, first.loss[:n_runs])
-    np.testing.assert_array_equal(sf.simulate(model, 13, n_runs=5, seed=17).loss, first.loss[:, :14])
+        np.testing.assert_array_equal(simulate(model, 40, n_runs=n_runs, seed=17).loss, first.loss[:n_runs])
+    np.testing.assert_array_equal(simulate(model, 13, n_runs=5, seed=17).loss, first.loss[:, :14])
     assert len(np.unique(first.loss[:, 5])) == 5
-    assert not np.array_equal(sf.simulate(model, 40, seed=18).loss[0], first.loss[0])
+    assert not np.array_equal(simulate(model, 40, seed=18).loss[0], first.loss[0])
 
 
 def test_concurrent_calls(monkeypatch):
     """simulate may itself be called from many threads."""
     monkeypatch.setenv("SCALEFIELD_NUM_THREADS", "2")
     model = make()
-    expected = sf.simulate(model, 30, n_runs=3, seed=1).loss
+    expected = simulate(model, 30, n_runs=3, seed=1).loss
     results: list[np.ndarray] = []
     threads = [
-        threading.Thread(target=lambda: results.append(sf.simulate(model, 30, n_runs=3, seed=1).loss))
+        threading.Thread(target=lambda: results.append(simulate(model, 30, n_runs=3, seed=1).loss))
         for _ in range(6)
     ]
     for thread in threads:
@@ -173,14 +178,14 @@ def test_concurrent_calls(monkeypatch):
 
 
 def test_drawn_seed_is_told_and_reproduces():
-    first = sf.simulate(make(), 5)
+    first = simulate(make(), 5)
     assert isinstance(first.seed, int)
-    np.testing.assert_array_equal(sf.simulate(make(), 5, seed=first.seed).loss, first.loss)
-    assert sf.simulate(make(), 5).seed != first.seed
+    np.testing.assert_array_equal(simulate(make(), 5, seed=first.seed).loss, first.loss)
+    assert simulate(make(), 5).seed != first.seed
 
 
 def test_result():
-    simulation = sf.simulate(make(), 20, n_runs=4, seed=0)
+    simulation = simulate(make(), 20, n_runs=4, seed=0)
     assert (simulation.n_runs, simulation.n_steps) == (4, 20)
     np.testing.assert_array_equal(simulation.steps, np.arange(21))
     np.testing.assert_array_equal(simulation.mean, simulation.loss.mean(axis=0))
@@ -194,14 +199,14 @@ def test_result():
 
 
 def test_single_run_has_no_standard_error():
-    simulation = sf.simulate(make(), 3, seed=0)
+    simulation = simulate(make(), 3, seed=0)
     assert simulation.standard_error.shape == (4,)
     assert np.isnan(simulation.standard_error).all()
     assert "±" not in repr(simulation)
 
 
 def test_save_and_load(tmp_path):
-    simulation = sf.simulate(make(batch_size=math.inf, label_noise=0.25), 7, n_runs=2, seed=2**62 + 1)
+    simulation = simulate(make(batch_size=math.inf, label_noise=0.25), 7, n_runs=2, seed=2**62 + 1)
     simulation.save(tmp_path / "runs.npz")
     loaded = sf.Simulation.load(tmp_path / "runs.npz")
     assert (loaded.model, loaded.seed) == (simulation.model, simulation.seed)
@@ -209,7 +214,7 @@ def test_save_and_load(tmp_path):
         before, after = getattr(simulation, name), getattr(loaded, name)
         np.testing.assert_array_equal(after, before)
         assert after.dtype == before.dtype
-    np.testing.assert_array_equal(sf.simulate(loaded.model, 7, n_runs=2, seed=loaded.seed).loss, simulation.loss)
+    np.testing.assert_array_equal(simulate(loaded.model, 7, n_runs=2, seed=loaded.seed).loss, simulation.loss)
 
 
 def test_progress():
@@ -220,7 +225,7 @@ def test_progress():
         calls.append((done, total))
         callers.add(threading.current_thread())
 
-    sf.simulate(make(), 40, n_runs=3, seed=0, progress=progress)
+    simulate(make(), 40, n_runs=3, seed=0, progress=progress)
     assert calls[0] == (0, 120)
     assert calls[-1] == (120, 120)
     assert [done for done, _ in calls] == sorted(done for done, _ in calls)
@@ -242,14 +247,14 @@ def test_interruption_keeps_finished_runs(monkeypatch):
 
     interrupted_at: list[float] = []
     with pytest.raises(Interrupted, match=r"[1-9] of 12 runs finished") as caught:
-        sf.simulate(LONG, 300, n_runs=12, seed=0, progress=progress)
+        simulate(LONG, 300, n_runs=12, seed=0, progress=progress)
     assert time.perf_counter() - interrupted_at[0] < 1.0
     partial = caught.value.partial
     assert isinstance(partial, sf.Simulation)
     assert 1 <= partial.n_runs < 12
     assert np.isfinite(partial.loss).all()
     # The finished runs are those of an undisturbed simulation; with two threads each starts in order.
-    whole = sf.simulate(LONG, 300, n_runs=partial.n_runs + 1, seed=0)
+    whole = simulate(LONG, 300, n_runs=partial.n_runs + 1, seed=0)
     for curve in partial.loss:
         assert (whole.loss == curve).all(axis=1).any()
     assert threading.active_count() == 1 or not any(
@@ -262,7 +267,7 @@ def test_interruption_before_any_run_is_finished():
         raise KeyboardInterrupt
 
     with pytest.raises(Interrupted, match="0 of 2 runs finished") as caught:
-        sf.simulate(make(), 10, n_runs=2, seed=0, progress=progress)
+        simulate(make(), 10, n_runs=2, seed=0, progress=progress)
     assert caught.value.partial is None
     assert isinstance(caught.value, KeyboardInterrupt)
 
@@ -278,7 +283,7 @@ def test_large_step_is_interrupted_within_a_second():
             raise KeyboardInterrupt
 
     with pytest.raises(Interrupted):
-        sf.simulate(model, 5, seed=0, progress=progress)
+        simulate(model, 5, seed=0, progress=progress)
     assert time.perf_counter() - start[-1] < 1.0
 
 
@@ -288,7 +293,7 @@ def test_error_in_progress_stops_the_workers():
             raise RuntimeError("no more")
 
     with pytest.raises(RuntimeError, match="no more"):
-        sf.simulate(LONG, 300, n_runs=8, seed=0, progress=progress)
+        simulate(LONG, 300, n_runs=8, seed=0, progress=progress)
     assert not any(thread.name.startswith("scalefield") for thread in threading.enumerate())
 
 
@@ -299,12 +304,12 @@ def test_divergence(monkeypatch, threads):
     model = make(learning_rate=3.0, gamma=0.0)
     message = r"run \d+ diverged at step \d+"
     with pytest.warns(StabilityWarning), pytest.raises(DivergenceError, match=message) as caught:
-        sf.simulate(model, 3000, n_runs=4, seed=0)
+        simulate(model, 3000, n_runs=4, seed=0)
     step, partial = caught.value.step, caught.value.partial
     assert partial.loss.shape == (4, step)
     assert partial.n_steps == step - 1
     with pytest.warns(StabilityWarning):
-        np.testing.assert_array_equal(sf.simulate(model, step - 1, n_runs=4, seed=0).loss, partial.loss)
+        np.testing.assert_array_equal(simulate(model, step - 1, n_runs=4, seed=0).loss, partial.loss)
     initial = partial.loss[0, 0]
     # One step short of the threshold in every run, and beyond it in the one named.
     assert (partial.loss <= 1e12 * initial).all()
@@ -317,7 +322,7 @@ def test_divergence_beyond_the_finite_range():
     """A step that jumps to inf or nan is caught as well."""
     model = make(learning_rate=1e160, batch_size=math.inf)
     with pytest.warns(StabilityWarning), pytest.raises(DivergenceError) as caught:
-        sf.simulate(model, 5, seed=0)
+        simulate(model, 5, seed=0)
     assert caught.value.step == 1
     assert caught.value.partial.n_steps == 0
 
@@ -346,14 +351,14 @@ def test_divergence_beyond_the_finite_range():
 def test_bad_input(arguments, error, message):
     settings = {"model": make(), "n_steps": 5, "n_runs": 1, "seed": 0, **arguments}
     with pytest.raises(error, match=message):
-        sf.simulate(**settings)
+        simulate(**settings)
 
 
 def test_request_beyond_memory_is_refused():
     model = make(spectrum=sf.PowerLawSpectrum(1.5, 0.5, n_modes=10**9), width=10**6)
     message = r"needs about 7\.11 PiB of memory, but only .* available"
     with pytest.raises(InsufficientMemoryError, match=message) as caught:
-        sf.simulate(model, 5)
+        simulate(model, 5)
     assert isinstance(caught.value, MemoryError)
     assert isinstance(caught.value, ScalefieldError)
 
@@ -361,11 +366,11 @@ def test_request_beyond_memory_is_refused():
 def test_little_memory_means_fewer_threads(monkeypatch, caplog):
     model = make()
     sizes = literal._Sizes.of(model, 150)
-    expected = sf.simulate(model, 10, n_runs=3, seed=0).loss
+    expected = simulate(model, 10, n_runs=3, seed=0).loss
     monkeypatch.setenv("SCALEFIELD_NUM_THREADS", "3")
-    monkeypatch.setattr(literal, "available_memory", lambda: int(2.5 * sizes.bytes_per_thread + 10_000))
+    monkeypatch.setattr(dispatch, "available_memory", lambda: int(2.5 * sizes.bytes_per_worker + 10_000))
     with caplog.at_level(logging.INFO, logger="scalefield"):
-        result = sf.simulate(model, 10, n_runs=3, seed=0)
+        result = simulate(model, 10, n_runs=3, seed=0)
     assert "on 2 thread(s)" in caplog.text
     np.testing.assert_array_equal(result.loss, expected)
 
@@ -374,8 +379,9 @@ def test_estimate_of_memory():
     """The estimate is what is allocated."""
     for model in (make(), make(batch_size=math.inf), make(width=math.inf), make(gamma=0.0)):
         sizes = literal._Sizes.of(model, 150)
-        arrays = vars(literal._Workspace(sizes)).values()
-        assert sizes.bytes_per_thread == sum(array.nbytes for array in arrays)
+        plan = Plan(model, 1, 1, 0, "literal", np.arange(2), np.dtype(np.float64))
+        arrays = vars(literal.Literal(plan, np.zeros(1, np.uint8)).worker()).values()
+        assert sizes.bytes_per_worker == sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
 
 
 def test_import_does_not_load_numba():

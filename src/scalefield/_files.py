@@ -42,13 +42,17 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def write_archive(
-    path: str | os.PathLike[str], settings: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
+    path: str | os.PathLike[str],
+    settings: Mapping[str, Any],
+    arrays: Mapping[str, NDArray[Any]],
+    *,
+    compressed: bool = True,
 ) -> None:
-    """Write `arrays` and the JSON-able `settings` to one compressed .npz file, whole or not at all."""
+    """Write `arrays` and the JSON-able `settings` to one .npz file, whole or not at all."""
     payload: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
     payload[_SETTINGS] = np.array(json.dumps(settings))
     with atomic_write(path) as stream:
-        np.savez_compressed(stream, **payload)
+        (np.savez_compressed if compressed else np.savez)(stream, **payload)
 
 
 def read_archive(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:

@@ -10,6 +10,8 @@ from typing import Any
 
 __all__ = [
     "AccuracyWarning",
+    "BackendUnavailableError",
+    "CheckpointWarning",
     "DivergenceError",
     "InsufficientMemoryError",
     "Interrupted",
@@ -21,6 +23,10 @@ __all__ = [
 
 class ScalefieldError(Exception):
     """Base class of the package's own exceptions."""
+
+
+class BackendUnavailableError(ScalefieldError, RuntimeError):
+    """The device or package that was asked for is absent; nothing else takes its place."""
 
 
 class DivergenceError(ScalefieldError, ArithmeticError):
@@ -70,3 +76,7 @@ class StabilityWarning(UserWarning):
 
 class AccuracyWarning(UserWarning):
     """The accuracy asked for is out of reach; the message says what was reached."""
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint could not be written; the simulation goes on, and the last one stays."""

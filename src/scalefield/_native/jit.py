@@ -25,10 +25,12 @@ __all__ = [
     "int_vector",
     "jit",
     "matrix",
+    "precisions",
     "status_and_step",
     "three_counts",
     "uint64",
     "vector",
+    "vector32",
     "void",
 ]
 
@@ -49,6 +51,10 @@ void = _types.void
 # C-contiguous arrays that kernels may write.
 vector = _types.float64[::1]
 matrix = _types.float64[:, ::1]
+# The same in single precision, and both: (vector, matrix) to compile a kernel for either.
+vector32 = _types.float32[::1]
+matrix32 = _types.float32[:, ::1]
+precisions = ((vector, matrix), (vector32, matrix32))
 complex_vector = _types.complex128[::1]
 complex_matrix = _types.complex128[:, ::1]
 int_vector = _types.int64[::1]

@@ -30,22 +30,17 @@ from scalefield._native.jit import (
     float64,
     int64,
     jit,
-    matrix,
+    precisions,
     status_and_step,
     uint64,
-    vector,
     void,
 )
-from scalefield._native.rng import fill_normals
+from scalefield._native.rng import fill_features, fill_normals
+from scalefield._native.weight_steps import DIVERGED, OK, STOPPED, add_rows, add_scaled, dot, dot_rows, update
 
 __all__ = ["DIVERGED", "MODE_BLOCK", "OK", "STOPPED", "advance", "fill_projection", "fill_projection_block"]
 
 Array = NDArray[np.float64]
-
-# Status of a kernel.
-OK = 0
-DIVERGED = 1
-STOPPED = 2
 
 # Modes treated together: their errors, features and gradients stay in the first-level cache. A multiple of 4,
 # the deviates in a block of the generator.
@@ -53,80 +48,32 @@ MODE_BLOCK = 1024
 
 _ZERO = np.uint64(0)
 
-# Sums may be reordered, at the cost of rounding errors that depend on the machine's vector width: a sum cannot
-# be vectorised otherwise (measured with AVX2: dot products 2.5 to 6 times slower). Fusing products gains nothing.
-_SUMS = ("reassoc",)
 
-
-@jit(float64(vector, vector), fastmath=_SUMS)
-def _dot(x: Array, y: Array) -> float:
-    total = 0.0
-    for i in range(x.size):
-        total += x[i] * y[i]
-    return total
-
-
-@jit(void(int64, matrix, vector, vector), fastmath=_SUMS)
-def _dot_rows(k: int, rows: Array, x: Array, y_out: Array) -> None:
-    """y_out[k:k+4] = rows[k:k+4] . x; four rows at once load x once."""
-    t0, t1, t2, t3 = 0.0, 0.0, 0.0, 0.0
-    for i in range(x.size):
-        t0 += rows[k, i] * x[i]
-        t1 += rows[k + 1, i] * x[i]
-        t2 += rows[k + 2, i] * x[i]
-        t3 += rows[k + 3, i] * x[i]
-    y_out[k] = t0
-    y_out[k + 1] = t1
-    y_out[k + 2] = t2
-    y_out[k + 3] = t3
-
-
-@jit(void(float64, vector, vector))
-def _add_scaled(a: float, x: Array, y_out: Array) -> None:
-    for i in range(x.size):
-        y_out[i] += a * x[i]
-
-
-@jit(void(int64, int64, int64, int64, matrix, vector, vector))
-def _add_rows(top: int, left: int, right: int, a_first: int, rows: Array, a: Array, y_out: Array) -> None:
-    """y_out += sum_j a[a_first+j] rows[top+j, left:right] over j < 4; four rows at once load and store y once."""
-    a0, a1, a2, a3 = a[a_first], a[a_first + 1], a[a_first + 2], a[a_first + 3]
-    # Slices, since an index of unknown sign (left + i) is checked for wrapping round and stops vectorisation.
-    x0, x1, x2, x3 = (
-        rows[top, left:right],
-        rows[top + 1, left:right],
-        rows[top + 2, left:right],
-        rows[top + 3, left:right],
-    )
-    for i in range(y_out.size):
-        y_out[i] += (a0 * x0[i] + a1 * x1[i]) + (a2 * x2[i] + a3 * x3[i])
-
-
-@jit(void(int64, int64, matrix, vector, vector))
+@jit([void(int64, int64, matrix, vector, vector) for vector, matrix in precisions])
 def _project(first: int, last: int, projection: Array, theta: Array, v3_out: Array) -> None:
     """v3_k = A(0)_k . theta for modes first..last-1."""
     k = first
     while k + 4 <= last:
-        _dot_rows(k, projection, theta, v3_out)
+        dot_rows(k, projection, theta, v3_out)
         k += 4
     while k < last:
-        v3_out[k] = _dot(projection[k], theta)
+        v3_out[k] = dot(projection[k], theta)
         k += 1
 
 
-@jit(void(int64, int64, matrix, vector, vector))
+@jit([void(int64, int64, matrix, vector, vector) for vector, matrix in precisions])
 def _add_projected(first: int, last: int, projection: Array, v1: Array, v2_out: Array) -> None:
     """v2 += sum_k A(0)_k v1_k over modes first..last-1."""
     k = first
     while k + 4 <= last:
-        _add_rows(k, 0, v2_out.size, k, projection, v1, v2_out)
+        add_rows(k, 0, v2_out.size, k, projection, v1, v2_out)
         k += 4
     while k < last:
-        _add_scaled(v1[k], projection[k], v2_out)
+        add_scaled(v1[k], projection[k], v2_out)
         k += 1
 
 
-@jit(float64(int64, int64, matrix, vector, vector, vector, vector))
+@jit([float64(int64, int64, matrix, vector, vector, vector, vector) for vector, matrix in precisions])
 def _whitened_errors(
     first: int, last: int, projection: Array, theta: Array, target: Array, root_eigenvalues: Array, u_out: Array
 ) -> float:
@@ -144,78 +91,40 @@ def _whitened_errors(
     return loss
 
 
-@jit(void(float64, float64, vector, vector, vector))
-def _move_row(gain_w: float, w_new: float, v2: Array, row_out: Array, sum_out: Array) -> None:
-    """One row of G and its part of N theta."""
-    for j in range(v2.size):
-        # G <- G + (eta gamma / N) w_old v2^T ; N theta = G^T w with the new G and w
-        entry = row_out[j] + gain_w * v2[j]
-        row_out[j] = entry
-        sum_out[j] += w_new * entry
-
-
-@jit(void(vector, vector, float64, float64, vector, matrix, vector, byte_vector))
-def _update(
-    v2: Array,
-    w_out: Array,
-    learning_rate: float,
-    gain: float,
-    theta_out: Array,
-    mixing_out: Array,
-    scratch_out: Array,
-    stop: NDArray[np.uint8],
-) -> None:
-    """w and G after one step, and theta, less its factor 1/N, in one pass over G; gain = eta gamma / N."""
-    n = w_out.size
-    if mixing_out.shape[0] == 0:
-        for i in range(n):
-            w_out[i] += learning_rate * v2[i]
-            theta_out[i] = w_out[i]
-        return
-    for i in range(n):
-        scratch_out[i] = 0.0
-    for i in range(n):
-        if stop[0] != 0:
-            return
-        row = mixing_out[i]
-        old = w_out[i]
-        # w <- w + eta G v2
-        w_out[i] = old + learning_rate * _dot(row, v2)
-        _move_row(gain * old, w_out[i], v2, row, scratch_out)
-    for i in range(n):
-        theta_out[i] = scratch_out[i]
-
-
 @jit(
-    status_and_step(
-        *[int64] * 4,  # t_first .. run
-        *[uint64] * 4,  # keys
-        *[float64] * 4,  # learning_rate .. label_noise
-        float64,  # inverse_width
-        int64,  # batch_size
-        float64,  # threshold
-        vector,  # target
-        vector,  # root_eigenvalues
-        matrix,  # projection
-        vector,  # w
-        matrix,  # mixing
-        vector,  # theta
-        vector,  # u
-        vector,  # v1
-        vector,  # v2
-        vector,  # scratch
-        vector,  # residual
-        vector,  # noise
-        matrix,  # features
-        byte_vector,  # stop
-        vector,  # loss
-    )
+    [
+        status_and_step(
+            *[int64] * 5,  # t_first .. kind
+            *[uint64] * 4,  # keys
+            *[float64] * 4,  # learning_rate .. label_noise
+            float64,  # inverse_width
+            int64,  # batch_size
+            float64,  # threshold
+            vector,  # target
+            vector,  # root_eigenvalues
+            matrix,  # projection
+            vector,  # w
+            matrix,  # mixing
+            vector,  # theta
+            vector,  # u
+            vector,  # v1
+            vector,  # v2
+            vector,  # scratch
+            vector,  # residual
+            vector,  # noise
+            matrix,  # features
+            byte_vector,  # stop
+            float64[::1],  # loss
+        )
+        for vector, matrix in precisions
+    ]
 )
 def advance(
     t_first: int,
     t_last: int,
     n_steps: int,
     run: int,
+    kind: int,
     feature_key0: np.uint64,
     feature_key1: np.uint64,
     noise_key0: np.uint64,
@@ -249,6 +158,8 @@ def advance(
     ----------
     t_first, t_last, n_steps, run : int
         Steps to do, steps in all, and the number of the run.
+    kind : int
+        Of the features, as in `rng`.
     feature_key0, feature_key1, noise_key0, noise_key1 : uint64
         Keys of the streams FEATURES and LABEL_NOISE.
     learning_rate, gamma, label_noise, inverse_batch_size : float
@@ -279,8 +190,8 @@ def advance(
         Workspace: with the first shape the batch is kept between its two passes, else made twice.
     stop : array of uint8, shape (1,)
         Set from another thread to end the call soon, with the state in disorder.
-    loss_out : array, shape (n_steps + 1,)
-        loss_out[t] is the loss after t steps.
+    loss_out : array
+        loss_out[t - t_first] is the loss after t steps.
 
     Returns
     -------
@@ -329,7 +240,8 @@ def advance(
                 if stop[0] != 0:
                     return STOPPED, t
                 row = features_out[b, first:last] if keep else features_out[b % 4, : last - first]
-                fill_normals(
+                fill_features(
+                    kind,
                     feature_key0,
                     feature_key1,
                     np.uint64(b),
@@ -339,9 +251,9 @@ def advance(
                     row,
                 )
                 # psi_b . v0 = sum_k xi_bk u_k
-                residual_out[b] += _dot(row, u_out[first:last])
+                residual_out[b] += dot(row, u_out[first:last])
 
-        loss_out[t] = loss
+        loss_out[t - t_first] = loss
         if not loss <= threshold:
             return DIVERGED, t
         if not training:
@@ -367,7 +279,8 @@ def advance(
                     n_rows = min(4, batch_size - b)
                     if not keep:
                         for j in range(n_rows):
-                            fill_normals(
+                            fill_features(
+                                kind,
                                 feature_key0,
                                 feature_key1,
                                 np.uint64(b + j),
@@ -380,10 +293,10 @@ def advance(
                     left = first if keep else 0
                     right = left + last - first
                     if n_rows == 4:
-                        _add_rows(top, left, right, b, features_out, residual_out, v1)
+                        add_rows(top, left, right, b, features_out, residual_out, v1)
                     else:
                         for j in range(n_rows):
-                            _add_scaled(residual_out[b + j], features_out[top + j, left:right], v1)
+                            add_scaled(residual_out[b + j], features_out[top + j, left:right], v1)
                     b += n_rows
                 for k in range(first, last):
                     v1_out[k] *= root_eigenvalues[k] * inverse_batch_size
@@ -394,7 +307,7 @@ def advance(
                 v2_out[k] = v1_out[k]
 
         gain = learning_rate * gamma * inverse_width
-        _update(v2_out, w_out, learning_rate, gain, theta_out, mixing_out, scratch_out, stop)
+        update(v2_out, w_out, learning_rate, gain, theta_out, mixing_out, scratch_out, stop)
         if stop[0] != 0:
             return STOPPED, t
         for i in range(theta_out.size):
@@ -402,7 +315,7 @@ def advance(
     return OK, t_last
 
 
-@jit(int64(uint64, uint64, int64, int64, byte_vector, matrix))
+@jit([int64(uint64, uint64, int64, int64, byte_vector, matrix) for _, matrix in precisions])
 def fill_projection(
     key0: np.uint64, key1: np.uint64, run: int, first: int, stop: NDArray[np.uint8], projection_out: Array
 ) -> int:
@@ -414,7 +327,7 @@ def fill_projection(
     return OK
 
 
-@jit(void(uint64, uint64, int64, int64, int64, matrix))
+@jit([void(uint64, uint64, int64, int64, int64, matrix) for vector, matrix in precisions])
 def fill_projection_block(
     key0: np.uint64, key1: np.uint64, run: int, first_mode: int, first_feature: int, projection_out: Array
 ) -> None:

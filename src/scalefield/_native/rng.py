@@ -23,9 +23,23 @@ stream         value  counter                                 lane
 `FEATURES`     1      (k // 4, b, step, run) for mode k of    k % 4
                       sample b
 `LABEL_NOISE`  2      (b // 4, 0, step, run) for sample b     b % 4
+`REDUCED`      3      (i // 4, b, step, run) for component i  i % 4
+                      of sample b in the eigenbasis of the
+                      features (eigenvalues decreasing)
+`REST`         4      (b // 4, 0, step, run), the part of     b % 4
+                      sample b outside the features' span
+`TAIL`         5      (i // 4, j, run, 0), entry i <= j < N   i % 4
+                      of the far modes' covariance, and
+                      j = 2^32 - 1: their target
+`DATA`         6      (k // 4, mu, run, 0) for mode k of      k % 4
+                      sample mu of a data set
+`DATA_NOISE`   7      (mu // 4, run, 0, 0), its label noise   mu % 4
 =============  =====  ======================================  ==================
 
-so more features, modes, samples, steps or runs never change the earlier ones.
+Other features than Gaussian ones take one word each, word k % 4 of the same block: their sign is the word's highest
+bit, or they are sqrt(12) (2^{-32} (x + 1/2) - 1/2); functions are given 2^{-32} (x + 1/2).
+
+So more features, modes, samples, steps or runs never change the earlier ones.
 
 Arithmetic is plain IEEE double precision without contraction or other relaxations, with polynomials in place
 of the C library's functions: the bits are the same in a vectorised loop, in its remainder and on every
@@ -44,12 +58,23 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from scalefield._native.jit import float64, float64_pair, four_words, jit, uint64, vector, void
+from scalefield._native.jit import float64, float64_pair, four_words, int64, jit, precisions, uint64, void
 
 __all__ = [
+    "DATA",
+    "DATA_NOISE",
     "FEATURES",
+    "GAUSSIAN",
+    "GIVEN",
     "LABEL_NOISE",
+    "PROBABILITY",
     "PROJECTION",
+    "RADEMACHER",
+    "REDUCED",
+    "REST",
+    "TAIL",
+    "UNIFORM",
+    "fill_features",
     "fill_normals",
     "normal_pair",
     "philox",
@@ -59,6 +84,19 @@ __all__ = [
 PROJECTION = 0
 FEATURES = 1
 LABEL_NOISE = 2
+REDUCED = 3
+REST = 4
+TAIL = 5
+DATA = 6
+DATA_NOISE = 7
+
+# Kinds of features.
+GAUSSIAN = 0
+RADEMACHER = 1
+UNIFORM = 2
+# Uniform on (0, 1), for functions; and features that the caller has made.
+PROBABILITY = 3
+GIVEN = 4
 
 # Every operand is a uint64: Numba turns a mixture with signed integers into floats.
 _MULTIPLIER_0 = np.uint64(0xD2511F53)
@@ -176,7 +214,7 @@ def normal_pair(word0: np.uint64, word1: np.uint64) -> tuple[float, float]:
     return radius * cosine, radius * sine
 
 
-@jit(void(uint64, uint64, uint64, uint64, uint64, uint64, vector))
+@jit([void(*[uint64] * 6, vector) for vector, _ in precisions])
 def fill_normals(
     key0: np.uint64,
     key1: np.uint64,
@@ -188,7 +226,7 @@ def fill_normals(
 ) -> None:
     """Fill `out` with the deviates of blocks c0 = first, first + 1, ... (the last one perhaps in part).
 
-    All integers are below 2^32. Some 3 ns a deviate on one core.
+    All integers are below 2^32. Some 3 ns a deviate on one core. In single precision they are the same, rounded.
     """
     n_blocks = out.size // 4
     for i in range(n_blocks):
@@ -209,3 +247,40 @@ def fill_normals(
             out[4 * n_blocks + 1] = b
         if rest > 2:
             out[4 * n_blocks + 2] = c
+
+
+@jit(float64(int64, uint64), inline=True)
+def _feature(kind: int, word: np.uint64) -> float:
+    if kind == RADEMACHER:
+        return 1.0 if word >> np.uint64(31) == np.uint64(0) else -1.0
+    probability = (_as_double(word) + 0.5) * 2.0**-32
+    return probability if kind == PROBABILITY else math.sqrt(12.0) * (probability - 0.5)
+
+
+@jit([void(int64, *[uint64] * 6, vector) for vector, _ in precisions])
+def fill_features(
+    kind: int,
+    key0: np.uint64,
+    key1: np.uint64,
+    c1: np.uint64,
+    c2: np.uint64,
+    c3: np.uint64,
+    first: np.uint64,
+    out: NDArray[np.float64],
+) -> None:
+    """`fill_normals` for features of mean 0 and variance 1 of another kind, one word each; GIVEN ones stay."""
+    if kind == GAUSSIAN:
+        fill_normals(key0, key1, c1, c2, c3, first, out)
+        return
+    if kind == GIVEN:
+        return
+    size = out.size
+    for i in range((size + 3) // 4):
+        x0, x1, x2, x3 = philox(key0, key1, (first + np.uint64(i)) & _LOW, c1, c2, c3)
+        out[4 * i] = _feature(kind, x0)
+        if 4 * i + 1 < size:
+            out[4 * i + 1] = _feature(kind, x1)
+        if 4 * i + 2 < size:
+            out[4 * i + 2] = _feature(kind, x2)
+        if 4 * i + 3 < size:
+            out[4 * i + 3] = _feature(kind, x3)

@@ -1,6 +1,6 @@
 """The stochastic model itself, simulated."""
 
-from scalefield.simulation.literal import simulate
+from scalefield.simulation.dispatch import simulate
 from scalefield.simulation.result import Simulation
 
 __all__ = ["Simulation", "simulate"]

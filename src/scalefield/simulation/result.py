@@ -24,15 +24,41 @@ class Simulation(Result):
         What was simulated.
     seed : int
         The seed; with the model it determines every number of every run.
-    steps : ndarray of int64, shape (n_steps + 1,)
-        Steps done, 0..n_steps.
-    loss : ndarray, shape (n_runs, n_steps + 1)
-        ``loss[r, t]`` is the test loss of run r after t steps, without label noise.
+    steps : ndarray of int64, shape (T,)
+        The recorded steps.
+    loss : ndarray, shape (n_runs, T)
+        ``loss[r, i]`` is the test loss of run r after steps[i] steps, without label noise.
+    method : str
+        "literal" or "reduced".
+    dtype : str
+        Precision of weights and features.
+    features : str
+        Their law.
+    weight_norm, kernel_scale, spike, alignment : ndarray, shape (n_runs, T), or None
+        The statistics asked for; see `simulate`.
+    modes : ndarray of int64, shape (K,), or None
+        Modes whose errors were recorded.
+    mode_errors : ndarray, shape (n_runs, T, K), or None
+        v_0k of these modes.
+    tail : float
+        Where far modes entered by the law of their sum: the norm of their random part over the smallest eigenvalue of
+        A(0) Lambda A(0)^T, the largest of all runs. Their law leaves out cumulants from the third on, of the relative
+        size 1/512 (K^{-1/2} for K = 2^18 modes kept). 0 if all modes were taken one by one.
     """
 
     seed: int
     steps: NDArray[np.int64]
     loss: Array
+    method: str = "literal"
+    dtype: str = "float64"
+    features: str = "gaussian"
+    weight_norm: Array | None = None
+    kernel_scale: Array | None = None
+    spike: Array | None = None
+    alignment: Array | None = None
+    modes: NDArray[np.int64] | None = None
+    mode_errors: Array | None = None
+    tail: float = 0.0
 
     @property
     def n_runs(self) -> int:
@@ -41,12 +67,12 @@ class Simulation(Result):
 
     @property
     def n_steps(self) -> int:
-        """Number of training steps."""
+        """The last recorded step."""
         return int(self.steps[-1])
 
     @property
     def mean(self) -> Array:
-        """Loss averaged over runs, shape (n_steps + 1,)."""
+        """Loss averaged over runs, shape (T,)."""
         average: Array = self.loss.mean(axis=0)
         return average
 

@@ -1,0 +1,176 @@
+r"""Training steps in the eigenbasis of the features' covariance, one run a call (theory section 8).
+
+Gaussian data enter only through (A(0) psi, y), jointly Gaussian of dimension N + 1. With S = A(0) Lambda A(0)^T =
+U diag(e) U^T, c = e^{-1/2} U^T A(0) Lambda w*, rest^2 = |u|^2 - |c|^2 and everything turned by U^T, a step is
+
+.. math::
+    \theta = G^T w / N, \qquad d = c - \sqrt{e}\, \theta, \qquad L = |d|^2 + \mathrm{rest}^2
+
+    e_b = z_b \cdot d + \mathrm{rest}\, \xi_b + \sigma \epsilon_b, \qquad
+    v_2 = \sqrt{e}\, \tfrac{1}{B} \sum_b z_b e_b \quad (B = \infty: v_2 = \sqrt{e}\, d)
+
+    w \leftarrow w + \eta G v_2, \qquad G \leftarrow G + \frac{\eta\gamma}{N} w_{old} v_2^T
+
+with z_b, xi_b, eps_b standard normal: the law of the literal run, at a cost that does not depend on the number of
+modes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalefield._native.jit import byte_vector, float64, int64, jit, precisions, status_and_step, uint64
+from scalefield._native.rng import fill_normals
+from scalefield._native.weight_steps import DIVERGED, OK, STOPPED, add_rows, add_scaled, dot, update
+
+__all__ = ["advance"]
+
+Array = NDArray[np.float64]
+
+_ZERO = np.uint64(0)
+
+
+@jit(
+    [
+        status_and_step(
+            *[int64] * 4,  # t_first .. run
+            *[uint64] * 6,  # keys
+            *[float64] * 5,  # learning_rate .. inverse_width
+            int64,  # batch_size
+            float64,  # threshold
+            float64,  # rest
+            *[vector] * 3,  # root, c, w
+            matrix,  # mixing
+            *[vector] * 4,  # theta, d, v2, scratch
+            *[vector] * 2,  # residual, noise
+            matrix,  # z
+            byte_vector,  # stop
+            float64[::1],  # loss
+        )
+        for vector, matrix in precisions
+    ]
+)
+def advance(
+    t_first: int,
+    t_last: int,
+    n_steps: int,
+    run: int,
+    feature_key0: np.uint64,
+    feature_key1: np.uint64,
+    rest_key0: np.uint64,
+    rest_key1: np.uint64,
+    noise_key0: np.uint64,
+    noise_key1: np.uint64,
+    learning_rate: float,
+    gamma: float,
+    label_noise: float,
+    inverse_batch_size: float,
+    inverse_width: float,
+    batch_size: int,
+    threshold: float,
+    rest: float,
+    root: Array,
+    c: Array,
+    w_out: Array,
+    mixing_out: Array,
+    theta_out: Array,
+    d_out: Array,
+    v2_out: Array,
+    scratch_out: Array,
+    residual_out: Array,
+    noise_out: Array,
+    z_out: Array,
+    stop: NDArray[np.uint8],
+    loss_out: Array,
+) -> tuple[int, int]:
+    """Record the loss and take a step, for t = t_first..t_last-1; at t = n_steps only record.
+
+    Parameters
+    ----------
+    t_first, t_last, n_steps, run : int
+        Steps to do, steps in all, and the number of the run.
+    feature_key0, feature_key1, rest_key0, rest_key1, noise_key0, noise_key1 : uint64
+        Keys of the streams REDUCED, REST and LABEL_NOISE.
+    learning_rate, gamma, label_noise, inverse_batch_size, inverse_width : float
+        eta, gamma, sigma, 1/B, 1/N.
+    batch_size : int
+        B; 0 for the population gradient.
+    threshold : float
+        A loss above it (or nan) is a divergence.
+    rest : float
+        Root of the target's power outside the features' span.
+    root, c : array, shape (n,)
+        sqrt(e), decreasing, and the target's part along each eigenvector.
+    w_out, theta_out : array, shape (n,)
+        State: w and theta = G^T w/N.
+    mixing_out : array, shape (n, n)
+        State: G; shape (0, 0) if gamma = 0.
+    d_out, v2_out, scratch_out : array, shape (n,)
+        Workspace.
+    residual_out, noise_out : array, shape (B,)
+        Workspace.
+    z_out : array, shape (B, n)
+        Workspace.
+    stop : array of uint8, shape (1,)
+        Set from another thread to end the call soon, with the state in disorder.
+    loss_out : array
+        loss_out[t - t_first] is the loss after t steps.
+
+    Returns
+    -------
+    status, step : int
+        OK and t_last; DIVERGED and the step whose loss is beyond the threshold; STOPPED and a step.
+    """
+    n = root.size
+    word_run = np.uint64(run)
+    gain = learning_rate * gamma * inverse_width
+    for t in range(t_first, t_last):
+        if stop[0] != 0:
+            return STOPPED, t
+        word_step = np.uint64(t)
+        loss = rest * rest
+        for i in range(n):
+            # d = c - sqrt(e) theta
+            d_out[i] = c[i] - root[i] * theta_out[i]
+        loss += dot(d_out, d_out)
+        loss_out[t - t_first] = loss
+        if not loss <= threshold:
+            return DIVERGED, t
+        if t >= n_steps:
+            break
+        if batch_size == 0:
+            for i in range(n):
+                v2_out[i] = root[i] * d_out[i]
+        else:
+            fill_normals(rest_key0, rest_key1, _ZERO, word_step, word_run, _ZERO, residual_out)
+            for b in range(batch_size):
+                residual_out[b] *= rest
+            if label_noise > 0.0:
+                fill_normals(noise_key0, noise_key1, _ZERO, word_step, word_run, _ZERO, noise_out)
+                add_scaled(label_noise, noise_out, residual_out)
+            for b in range(batch_size):
+                if stop[0] != 0:
+                    return STOPPED, t
+                row = z_out[b]
+                fill_normals(feature_key0, feature_key1, np.uint64(b), word_step, word_run, _ZERO, row)
+                # e_b = z_b . d + rest xi_b + sigma eps_b
+                residual_out[b] += dot(row, d_out)
+            for i in range(n):
+                v2_out[i] = 0.0
+            b = 0
+            while b + 4 <= batch_size:
+                add_rows(b, 0, n, b, z_out, residual_out, v2_out)
+                b += 4
+            while b < batch_size:
+                add_scaled(residual_out[b], z_out[b], v2_out)
+                b += 1
+            for i in range(n):
+                # v2 = sqrt(e) sum_b z_b e_b/B
+                v2_out[i] *= root[i] * inverse_batch_size
+        update(v2_out, w_out, learning_rate, gain, theta_out, mixing_out, scratch_out, stop)
+        if stop[0] != 0:
+            return STOPPED, t
+        for i in range(n):
+            theta_out[i] *= inverse_width
+    return OK, t_last

@@ -1,0 +1,353 @@
+"""The front door of the simulation: one call, several methods and devices."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from scalefield._memory import available_memory, format_bytes, require_memory
+from scalefield._progress import Progress
+from scalefield._steps import as_steps, log_spaced_steps
+from scalefield._threads import single_threaded_blas, thread_count
+from scalefield._validate import as_count, as_float, as_seed
+from scalefield.errors import BackendUnavailableError, DivergenceError, Interrupted
+from scalefield.model import Model
+from scalefield.simulation.checkpoint import Checkpoint
+from scalefield.simulation.ensemble import Ensemble
+from scalefield.simulation.literal import KINDS, Literal
+from scalefield.simulation.plan import Plan
+from scalefield.simulation.reduced import Reduced
+from scalefield.simulation.reduction import modes_kept
+from scalefield.simulation.result import Simulation
+from scalefield.simulation.statistics import STATISTICS
+
+__all__ = ["simulate"]
+
+logger = logging.getLogger(__name__)
+
+# Runs, steps and samples are words of the random generator's counter; modes and features too, in fours.
+_COUNTER_LIMIT = 2**32
+# Up to this number of steps all are recorded by record="log".
+_ALL_STEPS = 1000
+_ENGINES: dict[str, Callable[[Plan, NDArray[np.uint8]], Any]] = {"literal": Literal, "reduced": Reduced}
+_DEVICES = ("cpu", "cuda")
+_DTYPES = ("float64", "float32")
+
+
+def simulate(
+    model: Model,
+    n_steps: int,
+    n_runs: int = 1,
+    seed: int | None = None,
+    method: str = "auto",
+    device: str = "cpu",
+    record: str | ArrayLike = "log",
+    dtype: str = "float64",
+    *,
+    features: str | Callable[[Any], Any] = "gaussian",
+    statistics: str | tuple[str, ...] | list[str] = (),
+    modes: ArrayLike | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: float = 60.0,
+    progress: Progress | None = None,
+) -> Simulation:
+    r"""Train independent realisations of a model and record their test loss.
+
+    Each run draws A(0) with standard normal entries and iterates, from w = 0 and G = 1,
+
+    .. math::
+        v_0 = w^* - \tfrac{1}{N} A(0)^T G^T w, \qquad
+        v_1 = \tfrac{1}{B} \sum_{b=1}^{B} \psi_b (\psi_b \cdot v_0 + \sigma \epsilon_b), \qquad v_2 = A(0) v_1
+
+        w \leftarrow w + \eta G v_2, \qquad G \leftarrow G + \frac{\eta\gamma}{N} w v_2^T,
+        \qquad L = \sum_k \lambda_k v_{0k}^2
+
+    with a fresh batch psi_b of variances lambda_k, eps_b ~ N(0, 1) each step; the w that moves G is the one before
+    the step. At B = inf, v_1 = Lambda v_0. This is Eq. 4 of the reference with A(t) = G(t) A(0). At infinite
+    width A(0)^T A(0)/N is the identity and the same iteration runs in the space of modes.
+
+    **literal**: features are drawn as M-vectors, of any law.
+
+    **reduced** (theory section 8): Gaussian batches enter only through A(0) psi and the target, which are jointly
+    Gaussian; in the eigenbasis of A(0) Lambda A(0)^T a step costs the same whatever M. Its runs have the law of
+    literal ones, and the same A(0), but other batches. Spectra of any size, also infinite.
+
+    Parameters
+    ----------
+    model : Model
+        The literal method needs a finite number of modes M.
+    n_steps : int
+        Training steps, at least 1.
+    n_runs : int
+        Independent runs, at least 1 (default).
+    seed : int, optional
+        In [0, 2^63). Run r of a seed has the same numbers, bit for bit, whatever `n_runs`, the number of
+        threads and how many steps follow. None draws a seed, which the result tells.
+    method : {"auto", "literal", "reduced"}
+        "auto" (default) takes the cheaper one of those that apply, by a count of operations that does not depend on
+        the machine; the result tells which.
+    device : {"cpu", "cuda"}
+        Where to run. A device that is absent is an error; nothing else takes its place.
+    record : {"log", "all"} or array_like of int
+        Steps whose loss is kept: "log" (default) all up to 1,000, and 0 and 200 log-spaced ones of longer runs; or
+        increasing steps from 0 to n_steps.
+    dtype : {"float64", "float32"}
+        Of the weights and features; losses are summed in double precision. The random numbers are the same, rounded.
+    features : {"gaussian", "rademacher", "uniform"} or callable
+        Law of psi_k/sqrt(lambda_k), of mean 0 and variance 1: standard normal, random signs, uniform, or
+        ``features(u)`` applied to an array of uniform deviates u in (0, 1), shape (B, M). Others than Gaussian ones
+        need the literal method, and a finite batch size.
+    statistics : sequence of str
+        Recorded beside the loss, at the same steps: "weight_norm" |w|^2/N, "kernel_scale" 1 + gamma |w|^2/N, "spike",
+        the strength (gamma/a) sum_k lambda_k (w*_k - v_0k)^2 of the kernel's rank-one part, "alignment", the cosine
+        of kernel and task; as in `FlowSolution`.
+    modes : array_like of int, optional
+        Modes k (from 0) whose errors v_0k are recorded, as `mode_errors`.
+    checkpoint : path, optional
+        A file to write the state to now and then, and to go on from if it is there: the same call, after whatever
+        ended it, continues bit for bit. Kept at the end, when it holds the finished runs.
+    checkpoint_every : float
+        Seconds between two writings (default 60).
+    progress : callable, optional
+        Called from this thread about ten times a second as ``progress(done, total)``, in steps summed over
+        runs.
+
+    Returns
+    -------
+    Simulation
+        `steps`, `loss` of shape (n_runs, T), `mean`, `standard_error`, and what else was asked for.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as described, or methods and models do not go together.
+    BackendUnavailableError
+        If the device is absent.
+    InsufficientMemoryError
+        If a single run does not fit into the available memory.
+    DivergenceError
+        If the loss of a run is not finite or exceeds 1e12 (initial loss + label_noise^2). `step` is the
+        earliest such step of all runs; `partial` holds what was recorded of all runs before it.
+    Interrupted
+        On Ctrl-C; `partial` holds the runs finished by then, in order, or is None.
+    ScalefieldError
+        If the checkpoint is damaged or belongs to another call.
+
+    Warns
+    -----
+    StabilityWarning
+        If the learning rate is beyond `Model.stability_bound`.
+    CheckpointWarning
+        If a checkpoint could not be written; the simulation goes on.
+
+    Notes
+    -----
+    Runs are spread over threads (one run a thread; SCALEFIELD_NUM_THREADS or all cores), fewer if memory asks.
+
+    literal: a step costs 4 M N operations, for finite batches B M deviates and 4 B M operations, and for gamma > 0
+    6 N^2 more. Memory a thread: 8 M N bytes for A(0), 8 N^2 for G if gamma > 0, and the batch, 8 B M bytes, up to
+    64 MiB or the size of A(0); larger batches are drawn twice instead. At infinite width there is no A(0), and M
+    takes the place of N.
+
+    reduced: N^2 M/2 operations once a run (A(0) is made block by block and never held), then B N deviates, 4 B N
+    operations and for gamma > 0 6 N^2 a step; some 6 N x N arrays a thread. Of power laws with more than 2^20 modes the
+    first 2^18 are taken so, the others by the law of their sum; `tail` on the result bounds what that leaves out.
+
+    References
+    ----------
+    Bordelon, Atanasov & Pehlevan, "How Feature Learning Can Improve Neural Scaling Laws", arXiv:2409.17858,
+    Eqs. 2-5 and Appendix B.
+
+    Examples
+    --------
+    >>> import scalefield as sf
+    >>> model = sf.Model(sf.PowerLawSpectrum(1.5, 0.5, n_modes=100), width=32, gamma=1.0, batch_size=16)
+    >>> simulation = sf.simulate(model, n_steps=50, n_runs=4, seed=0, statistics=["kernel_scale"])
+    >>> simulation.loss.shape, simulation.kernel_scale.shape, simulation.method
+    ((4, 51), (4, 51), 'reduced')
+    >>> bool(simulation.mean[50] < simulation.mean[0])
+    True
+    """
+    plan = _plan(model, n_steps, n_runs, seed, method, device, record, dtype, features, statistics, modes)
+    seconds = as_float("checkpoint_every", checkpoint_every, minimum=0.0, exclusive=True)
+    if checkpoint is not None and not isinstance(checkpoint, (str, os.PathLike)):
+        raise TypeError(f"checkpoint must be a path, got {checkpoint!r} of type {type(checkpoint).__name__}")
+    model.warn_if_unstable()
+    if device == "cuda":
+        raise BackendUnavailableError("device 'cuda' needs the package numba-cuda, which is not installed")
+
+    stop = np.zeros(1, dtype=np.uint8)
+    engine = _ENGINES[plan.method](plan, stop)
+    n_threads = min(thread_count(), plan.n_runs)
+    n_columns = plan.record_steps.size * (1 + len(plan.statistics) + (0 if plan.modes is None else plan.modes.size))
+    curve_bytes = 8 * (plan.n_runs + 1) * n_columns
+    size = "infinitely many" if model.spectrum.n_modes is None else model.spectrum.n_modes
+    require_memory(
+        curve_bytes + engine.shared_bytes + engine.bytes_per_worker,
+        f"simulating {plan.n_runs} run(s) of {plan.n_steps} steps with {size} modes and width {model.width}",
+    )
+    available = available_memory()
+    if available is not None:
+        room = available - curve_bytes - engine.shared_bytes
+        n_threads = max(1, min(n_threads, room // engine.bytes_per_worker))
+    logger.info(
+        "simulating %d run(s) of %d steps on %d thread(s), about %s of memory each",
+        plan.n_runs,
+        plan.n_steps,
+        n_threads,
+        format_bytes(engine.bytes_per_worker),
+    )
+    engine.allocate()
+    ensemble = Ensemble(plan, engine, stop, None if checkpoint is None else Checkpoint(checkpoint, seconds, plan))
+    try:
+        with single_threaded_blas():
+            ensemble.execute(n_threads, progress)
+    except KeyboardInterrupt as interrupt:
+        finished = ensemble.finished
+        count = int(finished.sum())
+        partial = _simulation(plan, ensemble, engine, finished, plan.record_steps.size) if count else None
+        raise Interrupted(f"interrupted with {count} of {plan.n_runs} runs finished", partial) from interrupt
+    everything = np.ones(plan.n_runs, dtype=bool)
+    if ensemble.divergences:
+        step, run = min((step, run) for run, (step, _) in ensemble.divergences.items())
+        n_before = int(np.searchsorted(plan.record_steps, step))
+        partial = _simulation(plan, ensemble, engine, everything, n_before) if n_before else None
+        raise DivergenceError(
+            f"the loss of run {run} diverged at step {step} ({ensemble.divergences[run][1]:.3g}); learning_rate "
+            f"{model.learning_rate:g}, stability bound of the lazy dynamics {model.stability_bound:.6g}",
+            step,
+            partial,
+        )
+    return _simulation(plan, ensemble, engine, everything, plan.record_steps.size)
+
+
+def _simulation(plan: Plan, ensemble: Ensemble, engine: Any, runs: NDArray[np.bool_], n_records: int) -> Simulation:
+    """The result of some runs, up to some record."""
+    records = {name: np.ascontiguousarray(array[runs, :n_records]) for name, array in ensemble.records.items()}
+    return Simulation(
+        plan.model,
+        seed=plan.seed,
+        steps=plan.record_steps[:n_records].copy(),
+        loss=np.ascontiguousarray(ensemble.loss[runs, :n_records]),
+        method=plan.method,
+        dtype=plan.dtype.name,
+        features=plan.features if isinstance(plan.features, str) else "callable",
+        modes=plan.modes,
+        tail=float(getattr(engine, "tail", 0.0)),
+        **records,
+    )
+
+
+def _plan(
+    model: Model,
+    n_steps: int,
+    n_runs: int,
+    seed: int | None,
+    method: str,
+    device: str,
+    record: str | ArrayLike,
+    dtype: str,
+    features: str | Callable[[Any], Any],
+    statistics: str | tuple[str, ...] | list[str],
+    modes: ArrayLike | None,
+) -> Plan:
+    """Check everything once."""
+    if not isinstance(model, Model):
+        raise TypeError(f"model must be a Model, got {model!r} of type {type(model).__name__}")
+    n_steps = _as_counter("n_steps", n_steps)
+    n_runs = _as_counter("n_runs", n_runs)
+    seed = as_seed("seed", seed)
+    _check_choice("method", method, ("auto", *_ENGINES))
+    _check_choice("device", device, _DEVICES)
+    _check_choice("dtype", dtype, _DTYPES)
+    if not callable(features):
+        _check_choice("features", features, tuple(KINDS))
+    names = (statistics,) if isinstance(statistics, str) else tuple(statistics)
+    for name in names:
+        _check_choice("statistics", name, STATISTICS)
+    if math.isfinite(model.batch_size):
+        _as_counter("model.batch_size", model.batch_size)
+    n_modes = model.spectrum.n_modes
+    if model.is_offline:
+        raise NotImplementedError("n_samples must be inf: training on a fixed data set cannot be simulated yet")
+    if method == "auto":
+        method = "reduced" if features == "gaussian" and _reduced_is_cheaper(model, n_steps) else "literal"
+    if method == "literal" and n_modes is None:
+        raise ValueError(
+            "model.spectrum must have finitely many modes for the literal method, got infinitely many; "
+            "give n_modes to PowerLawSpectrum"
+        )
+    if method == "reduced":
+        if features != "gaussian":
+            raise ValueError(f"features must be 'gaussian' for the reduced method, got {features!r}")
+        if math.isinf(model.width):
+            raise ValueError("width must be finite for the reduced method, got inf")
+    if features != "gaussian" and math.isinf(model.batch_size):
+        raise ValueError(f"batch_size must be finite for features other than 'gaussian', got inf with {features!r}")
+    return Plan(
+        model=model,
+        n_steps=n_steps,
+        n_runs=n_runs,
+        seed=seed,
+        method=method,
+        record_steps=_record_steps(record, n_steps),
+        dtype=np.dtype(dtype),
+        features=features,
+        statistics=names,
+        modes=_as_modes(modes, n_modes),
+    )
+
+
+def _reduced_is_cheaper(model: Model, n_steps: int) -> bool:
+    """Compare operations of one run; products of matrices count a fifth, deviates ten times as much."""
+    if math.isinf(model.width):
+        return False
+    if model.spectrum.n_modes is None:
+        return True
+    n, n_modes = float(model.width), float(model.spectrum.n_modes)
+    batch = 0.0 if math.isinf(model.batch_size) else float(model.batch_size)
+    mixing = 6.0 * n * n if model.is_rich else 0.0
+    small = min(n, n_modes)
+    kept = float(modes_kept(model.spectrum))
+    reduced = 0.2 * n * n * kept + 4.0 * n**3 + 10.0 * n * kept + n_steps * (mixing + 15.0 * batch * small)
+    literal = 10.0 * n * n_modes + n_steps * (4.0 * n * n_modes + 15.0 * batch * n_modes + mixing)
+    return reduced < literal
+
+
+def _record_steps(record: str | ArrayLike, n_steps: int) -> NDArray[np.int64]:
+    if isinstance(record, str):
+        _check_choice("record", record, ("log", "all"))
+        return np.arange(n_steps + 1) if record == "all" or n_steps <= _ALL_STEPS else log_spaced_steps(n_steps)
+    return as_steps("record", record, n_steps)
+
+
+def _as_modes(modes: ArrayLike | None, n_modes: int | None) -> NDArray[np.int64] | None:
+    if modes is None:
+        return None
+    array = np.asarray(modes)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"modes must be an array of integers, got dtype {array.dtype}")
+    last = _COUNTER_LIMIT if n_modes is None else n_modes
+    if array.ndim != 1 or array.size == 0 or (array < 0).any() or (array >= last).any():
+        raise ValueError(f"modes must be a one-dimensional array of integers from 0 to {last - 1}, got {modes!r}")
+    return array.astype(np.int64)
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, got {value!r} of type {type(value).__name__}")
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _as_counter(name: str, value: float) -> int:
+    count = as_count(name, value)
+    if count >= _COUNTER_LIMIT:
+        raise ValueError(f"{name} must be below 2**32, got {value!r}")
+    return count

@@ -1,0 +1,157 @@
+"""The part of a projection that Gaussian data see: S = A(0) Lambda A(0)^T and A(0) Lambda w*, streamed over modes."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import eigh
+
+from scalefield.quadrature import _power_sum
+from scalefield.spectrum import PowerLawSpectrum, Task
+
+__all__ = ["Reduction", "modes_kept", "reduce_projection", "reduction_bytes"]
+
+Array = NDArray[np.float64]
+
+# Spectra up to this size are taken mode by mode; of larger ones the first _HEAD modes.
+MOST_MODES = 2**20
+_HEAD = 2**18
+# Modes in a block of A(0), and sums to which blocks are dealt in turn: results do not depend on the threads.
+_BLOCK = 2048
+_LANES = 2
+_TARGET_WORD = 2**32 - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Reduction:
+    """What a run of Gaussian data needs of its A(0), on the n = min(N, M) eigenvectors of S = A(0) Lambda A(0)^T.
+
+    Attributes
+    ----------
+    eigenvalues : ndarray, shape (n,)
+        e, decreasing.
+    c : ndarray, shape (n,)
+        e^{-1/2} U^T A(0) Lambda w*.
+    rest : float
+        sqrt(|u|^2 - |c|^2).
+    modes : ndarray, shape (K, n)
+        U^T A(0)_k of the modes asked for.
+    tail : float
+        Where far modes were drawn by their law: the norm 2 sqrt(N sum lambda^2) of their random part over the smallest
+        eigenvalue; 0 if there were none. The law is exact but for cumulants of third order, of relative size K^{-1/2}
+        for K modes kept.
+    """
+
+    eigenvalues: Array
+    c: Array
+    rest: float
+    modes: Array
+    tail: float
+
+
+def modes_kept(spectrum: Task) -> int:
+    """Modes that are taken one by one; all of explicit spectra."""
+    if spectrum.n_modes is None or (spectrum.n_modes > MOST_MODES and isinstance(spectrum, PowerLawSpectrum)):
+        return _HEAD
+    return spectrum.n_modes
+
+
+def reduction_bytes(width: int, n_modes: int, n_threads: int) -> int:
+    """Memory that a reduction takes."""
+    threads = min(n_threads, _LANES)
+    return 8 * (width * width * (_LANES + 3) + threads * width * min(_BLOCK, n_modes) * 2 + 4 * n_modes)
+
+
+def reduce_projection(
+    spectrum: Task, width: int, seed: int, run: int, n_threads: int, modes: NDArray[np.int64], stop: NDArray[np.uint8]
+) -> Reduction | None:
+    r"""Diagonalise S of one run; None if stopped.
+
+    .. math:: S = \sum_k \lambda_k a_k a_k^T, \qquad b = \sum_k \lambda_k w^*_k a_k
+
+    with the columns a_k of A(0) from the stream PROJECTION, block by block. Modes beyond the 2^18-th of power laws with
+    more than 2^20 enter by their law: S gains sum_k lambda_k on its diagonal and a symmetric Gaussian matrix of
+    variance sum_k lambda_k^2 (twice that on the diagonal), b a Gaussian vector of variance sum_k lambda_k^2 w*_k^2.
+
+    O(N^2 M/2 + N^3) operations, O(N^2) memory.
+    """
+    kept = modes_kept(spectrum)
+    eigenvalues, target = spectrum.modes(0, kept)
+    root = np.sqrt(eigenvalues)
+    firsts = range(0, kept, _BLOCK)
+    covariance, b = np.zeros((width, width)), np.zeros(width)
+    sums = [(np.zeros((width, width)), np.zeros(width)) for _ in range(min(_LANES, len(firsts)))]
+
+    def add(lane: int) -> None:
+        for first in firsts[lane :: len(sums)]:
+            if stop[0]:
+                return
+            last = min(first + _BLOCK, kept)
+            rows = root[first:last, None] * _columns(seed, run, first, last, width)
+            sums[lane][0][...] += rows.T @ rows
+            sums[lane][1][...] += (root[first:last] * target[first:last]) @ rows
+
+    if n_threads > 1 and len(sums) > 1:
+        with ThreadPoolExecutor(min(n_threads, len(sums))) as pool:
+            list(pool.map(add, range(len(sums))))
+    else:
+        for lane in range(len(sums)):
+            add(lane)
+    if stop[0]:
+        return None
+    for part, part_b in sums:
+        covariance += part
+        b += part_b
+    fluctuation = _add_tail(spectrum, kept, seed, run, covariance, b)
+    n = width if spectrum.n_modes is None else min(width, spectrum.n_modes)
+    e, vectors = eigh(covariance, overwrite_a=True, check_finite=False)
+    e, vectors = np.maximum(e[::-1][:n], 0.0), vectors[:, ::-1][:, :n]
+    turned = vectors.T @ b
+    present = e > 1e-14 * e[0]
+    c = np.zeros(n)
+    c[present] = turned[present] / np.sqrt(e[present])
+    rest = math.sqrt(max(0.0, spectrum.total_target_power - float(c @ c)))
+    if width >= n and spectrum.n_modes is not None and spectrum.n_modes <= width:
+        # The features span all modes.
+        rest = 0.0
+    chosen = np.array([_columns(seed, run, int(k), int(k) + 1, width)[0] for k in modes]).reshape(modes.size, width)
+    tail = fluctuation / float(e[-1]) if fluctuation and e[-1] > 0.0 else 0.0
+    return Reduction(np.where(present, e, 0.0), c, rest, chosen @ vectors, tail)
+
+
+def _columns(seed: int, run: int, first: int, last: int, width: int) -> Array:
+    """A(0)^T for modes first..last-1, shape (last - first, N)."""
+    from scalefield._native import literal_steps, rng
+
+    deviates = np.empty((last - first, width))
+    literal_steps.fill_projection_block(*rng.stream_key(seed, rng.PROJECTION), run, first, 0, deviates)
+    return deviates
+
+
+def _add_tail(spectrum: Task, kept: int, seed: int, run: int, covariance: Array, b: Array) -> float:
+    """Draw the modes from `kept` on by their law; returns the norm of their random part, 2 sqrt(N sum lambda^2)."""
+    from scalefield._native import rng
+
+    last = math.inf if spectrum.n_modes is None else float(spectrum.n_modes)
+    if last <= kept:
+        return 0.0
+    assert isinstance(spectrum, PowerLawSpectrum)
+    # sum of lambda, of lambda^2, and of lambda (lambda w*^2) beyond
+    exponents = (spectrum.alpha, 2.0 * spectrum.alpha, spectrum.alpha * (1.0 + spectrum.beta) + 1.0)
+    mean, variance, target_variance = (_power_sum(exponent, kept + 1.0, last) for exponent in exponents)
+    width = b.size
+    key = rng.stream_key(seed, rng.TAIL)
+    zero, row = np.uint64(0), np.empty(width)
+    for j in range(width):
+        rng.fill_normals(*key, np.uint64(j), np.uint64(run), zero, zero, row)
+        column = math.sqrt(variance) * row[: j + 1]
+        covariance[:j, j] += column[:j]
+        covariance[j, :j] += column[:j]
+        covariance[j, j] += mean + math.sqrt(2.0) * column[j]
+    rng.fill_normals(*key, np.uint64(_TARGET_WORD), np.uint64(run), zero, zero, row)
+    b += math.sqrt(target_variance) * row
+    return 2.0 * math.sqrt(width * variance)
