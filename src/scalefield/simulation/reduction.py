@@ -114,12 +114,13 @@ def reduce_projection(
     present = e > 1e-14 * e[0]
     c = np.zeros(n)
     c[present] = turned[present] / np.sqrt(e[present])
-    rest = math.sqrt(max(0.0, spectrum.total_target_power - float(c @ c)))
-    if width >= n and spectrum.n_modes is not None and spectrum.n_modes <= width:
-        # The features span all modes.
-        rest = 0.0
+    # No rest if the features span all modes that have variance.
+    spanned = kept == spectrum.n_modes and np.count_nonzero(present) >= np.count_nonzero(eigenvalues)
+    rest = 0.0 if spanned else math.sqrt(max(0.0, spectrum.total_target_power - float(c @ c)))
     chosen = np.array([_columns(seed, run, int(k), int(k) + 1, width)[0] for k in modes]).reshape(modes.size, width)
-    tail = fluctuation / float(e[-1]) if fluctuation and e[-1] > 0.0 else 0.0
+    tail = 0.0
+    if fluctuation > 0.0:
+        tail = fluctuation / float(e[-1]) if e[-1] > 0.0 else math.inf
     return Reduction(np.where(present, e, 0.0), c, rest, chosen @ vectors, tail)
 
 
