@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from scalefield._files import read_archive, write_archive
 from scalefield.errors import CheckpointWarning, ScalefieldError
 from scalefield.simulation.plan import Plan
 
-__all__ = ["Checkpoint", "RunState"]
+__all__ = ["Checkpoint", "RunState", "stored_seed"]
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,11 @@ class Checkpoint:
             self._write(loss_out, records_out, finished_out, {})
             return {}
         settings, arrays = read_archive(self.path)
+        # An array that a damaged header made smaller was read without its checksum.
+        with zipfile.ZipFile(self.path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ScalefieldError(f"{self.path}: damaged, its part {damaged} has another checksum")
         runs = settings.pop("under_way", None)
         if settings.get("class") != "Checkpoint" or settings.get("format") != _FORMAT or runs is None:
             raise ScalefieldError(f"{self.path}: not a checkpoint of this version of scalefield")
@@ -105,6 +111,9 @@ class Checkpoint:
         for name, array in records.items():
             records_out[name][...] = array
         logger.info("%s: %d runs finished, %d under way", self.path, int(finished.sum()), len(states))
+        if not finished.all():
+            # Told before any work: a folder that cannot be written to any more.
+            self._write(loss_out, records_out, finished_out, states)
         return states
 
     def write(
@@ -134,6 +143,14 @@ class Checkpoint:
             arrays |= {f"state_{run}_{name}": array for name, array in state.arrays.items()}
         under_way = [[run, state.step] for run, state in states.items()]
         write_archive(self.path, self._settings | {"under_way": under_way}, arrays, compressed=False)
+
+
+def stored_seed(path: str | os.PathLike[str]) -> int | None:
+    """The seed of a checkpoint; None if there is no such file, or nothing of the kind in it."""
+    if not os.path.exists(path):
+        return None
+    seed = read_archive(path)[0].get("seed")
+    return seed if isinstance(seed, int) else None
 
 
 def _name(function: Any) -> str:

@@ -18,7 +18,7 @@ from scalefield._threads import single_threaded_blas, thread_count
 from scalefield._validate import as_count, as_float, as_seed
 from scalefield.errors import BackendUnavailableError, DivergenceError, Interrupted
 from scalefield.model import Model
-from scalefield.simulation.checkpoint import Checkpoint
+from scalefield.simulation.checkpoint import Checkpoint, stored_seed
 from scalefield.simulation.ensemble import Ensemble
 from scalefield.simulation.literal import KINDS, Literal
 from scalefield.simulation.plan import Plan
@@ -88,7 +88,8 @@ def simulate(
         Independent runs, at least 1 (default).
     seed : int, optional
         In [0, 2^63). Run r of a seed has the same numbers, bit for bit, whatever `n_runs`, the number of
-        threads and how many steps follow. None draws a seed, which the result tells.
+        threads and how many steps follow. None draws a seed, which the result tells; if there is a checkpoint, its
+        seed is taken.
     method : {"auto", "literal", "reduced"}
         "auto" (default) takes the cheaper one of those that apply, by a count of operations that does not depend on
         the machine; the result tells which.
@@ -174,10 +175,14 @@ def simulate(
     >>> bool(simulation.mean[50] < simulation.mean[0])
     True
     """
-    plan = _plan(model, n_steps, n_runs, seed, method, device, record, dtype, features, statistics, modes)
     seconds = as_float("checkpoint_every", checkpoint_every, minimum=0.0, exclusive=True)
-    if checkpoint is not None and not isinstance(checkpoint, (str, os.PathLike)):
-        raise TypeError(f"checkpoint must be a path, got {checkpoint!r} of type {type(checkpoint).__name__}")
+    if checkpoint is not None:
+        if not isinstance(checkpoint, (str, os.PathLike)):
+            raise TypeError(f"checkpoint must be a path, got {checkpoint!r} of type {type(checkpoint).__name__}")
+        if seed is None:
+            # The same call goes on with the seed that was drawn first.
+            seed = stored_seed(checkpoint)
+    plan = _plan(model, n_steps, n_runs, seed, method, device, record, dtype, features, statistics, modes)
     model.warn_if_unstable()
     if device == "cuda":
         raise BackendUnavailableError("device 'cuda' needs the package numba-cuda, which is not installed")
@@ -211,23 +216,23 @@ def simulate(
     except KeyboardInterrupt as interrupt:
         finished = ensemble.finished
         count = int(finished.sum())
-        partial = _simulation(plan, ensemble, engine, finished, plan.record_steps.size) if count else None
+        partial = _simulation(plan, ensemble, finished, plan.record_steps.size) if count else None
         raise Interrupted(f"interrupted with {count} of {plan.n_runs} runs finished", partial) from interrupt
     everything = np.ones(plan.n_runs, dtype=bool)
     if ensemble.divergences:
         step, run = min((step, run) for run, (step, _) in ensemble.divergences.items())
         n_before = int(np.searchsorted(plan.record_steps, step))
-        partial = _simulation(plan, ensemble, engine, everything, n_before) if n_before else None
+        partial = _simulation(plan, ensemble, everything, n_before) if n_before else None
         raise DivergenceError(
             f"the loss of run {run} diverged at step {step} ({ensemble.divergences[run][1]:.3g}); learning_rate "
             f"{model.learning_rate:g}, stability bound of the lazy dynamics {model.stability_bound:.6g}",
             step,
             partial,
         )
-    return _simulation(plan, ensemble, engine, everything, plan.record_steps.size)
+    return _simulation(plan, ensemble, everything, plan.record_steps.size)
 
 
-def _simulation(plan: Plan, ensemble: Ensemble, engine: Any, runs: NDArray[np.bool_], n_records: int) -> Simulation:
+def _simulation(plan: Plan, ensemble: Ensemble, runs: NDArray[np.bool_], n_records: int) -> Simulation:
     """The result of some runs, up to some record."""
     records = {name: np.ascontiguousarray(array[runs, :n_records]) for name, array in ensemble.records.items()}
     return Simulation(
@@ -239,7 +244,7 @@ def _simulation(plan: Plan, ensemble: Ensemble, engine: Any, runs: NDArray[np.bo
         dtype=plan.dtype.name,
         features=plan.features if isinstance(plan.features, str) else "callable",
         modes=plan.modes,
-        tail=float(getattr(engine, "tail", 0.0)),
+        tail=float(ensemble.tails[runs].max()),
         **records,
     )
 
@@ -268,6 +273,10 @@ def _plan(
     _check_choice("dtype", dtype, _DTYPES)
     if not callable(features):
         _check_choice("features", features, tuple(KINDS))
+    if not isinstance(statistics, (str, tuple, list)):
+        raise TypeError(
+            f"statistics must be a sequence of strings, got {statistics!r} of type {type(statistics).__name__}"
+        )
     names = (statistics,) if isinstance(statistics, str) else tuple(statistics)
     for name in names:
         _check_choice("statistics", name, STATISTICS)
@@ -330,7 +339,10 @@ def _record_steps(record: str | ArrayLike, n_steps: int) -> NDArray[np.int64]:
 def _as_modes(modes: ArrayLike | None, n_modes: int | None) -> NDArray[np.int64] | None:
     if modes is None:
         return None
-    array = np.asarray(modes)
+    try:
+        array = np.asarray(modes)
+    except ValueError as error:
+        raise TypeError(f"modes must be an array of integers, got {type(modes).__name__}") from error
     if array.dtype.kind not in "iu":
         raise TypeError(f"modes must be an array of integers, got dtype {array.dtype}")
     last = _COUNTER_LIMIT if n_modes is None else n_modes

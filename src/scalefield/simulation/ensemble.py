@@ -73,12 +73,14 @@ class Ensemble:
         self.records = {name: np.full(shape, np.nan) for name in plan.statistics}
         if plan.modes is not None:
             self.records["mode_errors"] = np.full((*shape, plan.modes.size), np.nan)
+        # What methods say of the modes that they do not take one by one.
+        self.tails = np.zeros(plan.n_runs)
         self.finished = np.zeros(plan.n_runs, dtype=bool)
         # Run: step, and the loss there.
         self.divergences: dict[int, tuple[int, float]] = {}
         self._restored: dict[int, RunState] = {}
         if checkpoint is not None:
-            self._restored = checkpoint.restore(self.loss, self.records, self.finished)
+            self._restored = checkpoint.restore(self.loss, self._kept, self.finished)
         self._steps_done = np.where(self.finished, plan.n_steps, 0)
         for run, state in self._restored.items():
             self._steps_done[run] = state.step
@@ -90,7 +92,8 @@ class Ensemble:
         self._lock = threading.Lock()
         # A checkpoint raises the generation; runs that are training then leave a copy of their state.
         self._generation = 0
-        self._training: set[int] = set()
+        # Runs and the generation in which they were begun: before the next one there is nothing to leave.
+        self._training: dict[int, int] = {}
         self._published: dict[int, tuple[int, RunState]] = {}
 
     def execute(self, n_threads: int, progress: Progress | None) -> None:
@@ -98,6 +101,8 @@ class Ensemble:
         total = self.plan.n_runs * self.plan.n_steps
         if progress is not None:
             progress(int(self._steps_done.sum()), total)
+        if not self._waiting:
+            return
         with ThreadPoolExecutor(n_threads, thread_name_prefix="scalefield") as pool:
             try:
                 pending = {pool.submit(self._work) for _ in range(n_threads)}
@@ -131,13 +136,19 @@ class Ensemble:
                     self._write(self.checkpoint)
 
     @property
+    def _kept(self) -> dict[str, Array]:
+        """What a checkpoint keeps beside the losses."""
+        return self.records | {"tail": self.tails}
+
+    @property
     def _seconds(self) -> float:
         return math.inf if self.checkpoint is None else self.checkpoint.seconds
 
     def _all_published(self) -> bool:
         with self._lock:
             return all(
-                run in self._published and self._published[run][0] == self._generation for run in self._training
+                begun == self._generation or self._published.get(run, (begun, None))[0] == self._generation
+                for run, begun in self._training.items()
             )
 
     def _write(self, checkpoint: Checkpoint) -> None:
@@ -147,7 +158,7 @@ class Ensemble:
             finished = self.finished.copy()
         # Rows may hold more than their state has reached: going on from it gives the same numbers again.
         checkpoint.write(
-            self.loss, self.records, finished, {run: state for run, state in states.items() if not finished[run]}
+            self.loss, self._kept, finished, {run: state for run, state in states.items() if not finished[run]}
         )
 
     def _work(self) -> None:
@@ -159,6 +170,7 @@ class Ensemble:
                 run = self._waiting.pop()
             if not worker.start(run):
                 return
+            self.tails[run] = getattr(worker, "tail", 0.0)
             with self._lock:
                 restored = self._restored.get(run)
                 if restored is not None:
@@ -166,16 +178,16 @@ class Ensemble:
                         array[...] = restored.arrays[name]
                     self._published[run] = (0, restored)
                     del self._restored[run]
-                self._training.add(run)
+                self._training[run] = self._generation
             self.train(run, worker, 0 if restored is None else restored.step)
             with self._lock:
-                self._training.discard(run)
+                del self._training[run]
 
     def train(self, run: int, worker: Worker, first: int = 0) -> None:
         """Train one run, started, from step `first`."""
         steps = self.plan.record_steps
         buffer = np.empty(self.chunk)
-        t, answered = first, self._generation
+        t, answered = first, self._training.get(run, self._generation)
         while t <= self._last_step:
             t_end = min(t + self.chunk, self._last_step + 1)
             if self.plan.records_state:

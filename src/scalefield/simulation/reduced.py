@@ -33,8 +33,6 @@ class Reduced:
         # Threads that a single run leaves idle help to stream its modes.
         self.threads_per_run = max(1, thread_count() // plan.n_runs)
         self.modes = np.zeros(0, dtype=np.int64) if plan.modes is None else plan.modes
-        # The largest random part of far modes drawn by their law over the smallest eigenvalue, of all runs so far.
-        self.tail = 0.0
 
     def allocate(self) -> None:
         """Make the shared arrays: the target of the modes that are recorded."""
@@ -79,6 +77,11 @@ class ReducedWorker:
         self.reduction: Reduction | None = None
 
     @property
+    def tail(self) -> float:
+        """Random part of the far modes drawn by their law over the smallest eigenvalue."""
+        return 0.0 if self.reduction is None else self.reduction.tail
+
+    @property
     def state(self) -> Mapping[str, NDArray[Any]]:
         """The arrays from which a run goes on."""
         return {"w": self.w, "theta": self.theta, "mixing": self.mixing}
@@ -91,7 +94,6 @@ class ReducedWorker:
         )
         if self.reduction is None:
             return False
-        shared.tail = max(shared.tail, self.reduction.tail)
         self.root[:] = np.sqrt(self.reduction.eigenvalues)
         self.c[:] = self.reduction.c
         self.w.fill(0.0)
