@@ -35,7 +35,7 @@ class Reduction:
     eigenvalues : ndarray, shape (n,)
         e, decreasing.
     c : ndarray, shape (n,)
-        e^{-1/2} U^T A(0) Lambda w*.
+        e^{-1/2} U^T A(0) Lambda w*; the signs of the eigenvectors are such that c >= 0.
     rest : float
         sqrt(|u|^2 - |c|^2).
     modes : ndarray, shape (K, n)
@@ -111,6 +111,11 @@ def reduce_projection(
     e, vectors = eigh(covariance, overwrite_a=True, check_finite=False)
     e, vectors = np.maximum(e[::-1][:n], 0.0), vectors[:, ::-1][:, :n]
     turned = vectors.T @ b
+    # Rounding must not decide the signs of eigenvectors: c >= 0, and U_0i >= 0 where the target has no part.
+    deciding = np.where(np.abs(turned) > 1e-13 * np.linalg.norm(b), turned, vectors[0])
+    signs = np.where(deciding < 0.0, -1.0, 1.0)
+    vectors *= signs
+    turned *= signs
     present = e > 1e-14 * e[0]
     c = np.zeros(n)
     c[present] = turned[present] / np.sqrt(e[present])
