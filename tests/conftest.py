@@ -1,6 +1,10 @@
-"""Shared set-up: references beside the tests are importable, pictures need no screen, examples are repeatable."""
+"""Shared set-up.
+
+References beside the tests are importable, pictures need no screen, examples are repeatable, and Ctrl-C is heard.
+"""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -14,3 +18,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("explore", deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+# Shells start background jobs with SIGINT ignored, and Python leaves it so: tests that interrupt would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -23,6 +23,7 @@ import pytest
 import scalefield as sf
 from reference_simulation import batches, initial_projection, losses, train
 from scalefield import _memory
+from scalefield._native import literal_steps
 from scalefield.errors import (
     DivergenceError,
     InsufficientMemoryError,
@@ -129,7 +130,7 @@ def test_kept_and_regenerated_batches_are_identical(monkeypatch):
     model = make(spectrum=sf.PowerLawSpectrum(1.4, 0.6, n_modes=2500), width=8, batch_size=11, label_noise=0.1)
     kept = simulate(model, 10, seed=1)
     monkeypatch.setattr(literal, "_KEPT_BATCH_BYTES", 0)
-    assert literal._Sizes.of(model, 2500).features[0] == 4
+    assert literal._Sizes.of(model, 2500).features == (4 * literal_steps.LANES, literal_steps.MODE_BLOCK)
     np.testing.assert_array_equal(simulate(model, 10, seed=1).loss, kept.loss)
 
 
@@ -419,3 +420,48 @@ def test_memory_limits_of_control_groups(monkeypatch, tmp_path, version):
     with pytest.raises(InsufficientMemoryError, match=r"a thing needs about 2\.86 MiB .* only 2\.86 MiB is available"):
         _memory.require_memory(3_000_001, "a thing")
     _memory.require_memory(3_000_000, "a thing")
+
+
+@pytest.mark.parametrize(
+    ("gamma", "batch_size", "width"), [(1.0, 6, 24), (0.0, 6, 24), (1.0, math.inf, 24), (1.0, 6, math.inf)]
+)
+def test_a_single_run_shared_among_threads(monkeypatch, gamma, batch_size, width):
+    """Passes shared by two, three or eight threads, bit for bit; 2,500 modes in three blocks, also drawn twice."""
+    model = make(
+        spectrum=sf.PowerLawSpectrum(1.4, 0.6, n_modes=2500 if width == 24 else 60),
+        width=width,
+        gamma=gamma,
+        batch_size=batch_size,
+        label_noise=0.1,
+        learning_rate=0.05,
+    )
+    monkeypatch.setenv("SCALEFIELD_NUM_THREADS", "1")
+    expected = simulate(model, 12, seed=1).loss
+    if width == 24:
+        np.testing.assert_allclose(expected[0], losses(model, 1, 0, 12), rtol=1e-10)
+    monkeypatch.setattr(literal, "_SHARED_WORK", 0.0)
+    for threads in ("2", "3", "8"):
+        monkeypatch.setenv("SCALEFIELD_NUM_THREADS", threads)
+        np.testing.assert_array_equal(simulate(model, 12, seed=1).loss, expected)
+    monkeypatch.setattr(literal, "_KEPT_BATCH_BYTES", 0)
+    np.testing.assert_array_equal(simulate(model, 12, seed=1).loss, expected)
+
+
+def test_interruption_and_divergence_of_a_shared_run(monkeypatch):
+    monkeypatch.setattr(literal, "_SHARED_WORK", 0.0)
+    monkeypatch.setenv("SCALEFIELD_NUM_THREADS", "2")
+
+    def progress(done: int, total: int) -> None:
+        if done > 0:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match="0 of 1 runs finished"):
+        simulate(LONG, 3000, seed=0, progress=progress)
+    model = make(learning_rate=3.0, gamma=0.0)
+    with pytest.warns(StabilityWarning), pytest.raises(DivergenceError) as caught:
+        simulate(model, 3000, seed=0)
+    monkeypatch.setenv("SCALEFIELD_NUM_THREADS", "1")
+    with pytest.warns(StabilityWarning), pytest.raises(DivergenceError) as alone:
+        simulate(model, 3000, seed=0)
+    assert caught.value.step == alone.value.step
+    assert not any(thread.name.startswith("scalefield") for thread in threading.enumerate())

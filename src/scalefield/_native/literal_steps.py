@@ -15,9 +15,13 @@ R^{M x M}; the same steps then hold for (p, Gamma) with A(0) replaced by the ide
 (gamma = 0) have G = I and skip it.
 
 Conventions: k counts modes, i features, b samples. The projection is stored one row a mode, `projection[k, i]`
-= A(0)[i, k]. xi_bk = psi_bk / sqrt(lambda_k) are the standard normal features. Sums over modes and samples are
-taken in a fixed order (blocks of MODE_BLOCK modes, groups of four samples), so results do not depend on how
-many steps a call does, nor on whether the features are kept between the two passes over a batch.
+= A(0)[i, k]. xi_bk = psi_bk / sqrt(lambda_k) are the standard normal features.
+
+A step is cut into passes over A(0) and G, and these into LANES parts that threads may share: `first_pass`,
+`gather_first`, `second_pass`, `gather_sums` (v2), `weights_pass`, `gather_sums` (theta). Sums over modes and samples
+are taken in a fixed order (blocks of MODE_BLOCK modes, groups of four samples, lanes), so results depend neither on
+threads nor on whether the features are kept between the two passes over a batch. `advance` does the steps of one
+thread.
 """
 
 from __future__ import annotations
@@ -36,17 +40,35 @@ from scalefield._native.jit import (
     void,
 )
 from scalefield._native.rng import fill_features, fill_normals
-from scalefield._native.weight_steps import DIVERGED, OK, STOPPED, add_rows, add_scaled, dot, dot_rows, update
+from scalefield._native.weight_steps import DIVERGED, OK, STOPPED, add_rows, add_scaled, dot, dot_rows, update_rows
 
-__all__ = ["DIVERGED", "MODE_BLOCK", "OK", "STOPPED", "advance", "fill_projection", "fill_projection_block"]
+__all__ = [
+    "DIVERGED",
+    "LANES",
+    "MODE_BLOCK",
+    "OK",
+    "STOPPED",
+    "advance",
+    "fill_projection",
+    "fill_projection_block",
+    "first_pass",
+    "gather_first",
+    "gather_sums",
+    "second_pass",
+    "weights_pass",
+]
 
 Array = NDArray[np.float64]
 
 # Modes treated together: their errors, features and gradients stay in the first-level cache. A multiple of 4,
 # the deviates in a block of the generator.
 MODE_BLOCK = 1024
+# Parts of a pass.
+LANES = 8
 
 _ZERO = np.uint64(0)
+# Losses and parts of sums are in double precision whatever the weights are.
+vector_64, matrix_64 = precisions[0]
 
 
 @jit([void(int64, int64, matrix, vector, vector) for vector, matrix in precisions])
@@ -93,28 +115,280 @@ def _whitened_errors(
 
 @jit(
     [
+        int64(
+            *[int64] * 6,  # lane .. batch_size
+            *[uint64] * 2,  # keys
+            *[vector] * 2,  # target, root_eigenvalues
+            matrix,  # projection
+            *[vector] * 3,  # theta, u, v1
+            *[matrix] * 2,  # features, v2_sums
+            matrix_64,  # partial
+            byte_vector,  # stop
+        )
+        for vector, matrix in precisions
+    ]
+)
+def first_pass(
+    lane: int,
+    t: int,
+    run: int,
+    kind: int,
+    training: int,
+    batch_size: int,
+    key0: np.uint64,
+    key1: np.uint64,
+    target: Array,
+    root_eigenvalues: Array,
+    projection: Array,
+    theta: Array,
+    u_out: Array,
+    v1_out: Array,
+    features_out: Array,
+    v2_sums_out: Array,
+    partial_out: Array,
+    stop: NDArray[np.uint8],
+) -> int:
+    """One lane's modes: errors, and for each block its part of the loss and of xi . u; returns OK or STOPPED.
+
+    partial_out[block] holds the loss, then the residuals. For the population gradient, v1 = lambda v0 and
+    v2_sums_out[lane] = sum_k A(0)_k v1_k as well.
+    """
+    n_modes = target.size
+    n_blocks = (n_modes + MODE_BLOCK - 1) // MODE_BLOCK
+    keep = features_out.shape[1] == n_modes and features_out.shape[0] == batch_size
+    # Rows of A(0) that the second-level cache holds easily (128 KiB), in fours.
+    group = max(4, 16384 // max(1, projection.shape[1]) // 4 * 4)
+    v2_sum = v2_sums_out[lane]
+    if batch_size == 0:
+        for i in range(v2_sum.size):
+            v2_sum[i] = 0.0
+    for block in range(lane * n_blocks // LANES, (lane + 1) * n_blocks // LANES):
+        if stop[0] != 0:
+            return STOPPED
+        first = block * MODE_BLOCK
+        last = min(first + MODE_BLOCK, n_modes)
+        partial = partial_out[block]
+        partial[0] = 0.0
+        if batch_size == 0:
+            # A few modes at a time, so that a row of A(0) serves both products while it is in the cache.
+            k = first
+            while k < last:
+                end = min(k + group, last)
+                partial[0] += _whitened_errors(k, end, projection, theta, target, root_eigenvalues, u_out)
+                for j in range(k, end):
+                    # v1 = lambda v0
+                    v1_out[j] = root_eigenvalues[j] * u_out[j]
+                if training != 0 and projection.shape[0] > 0:
+                    _add_projected(k, end, projection, v1_out, v2_sum)
+                k = end
+            continue
+        partial[0] = _whitened_errors(first, last, projection, theta, target, root_eigenvalues, u_out)
+        if training == 0:
+            continue
+        for b in range(batch_size):
+            if stop[0] != 0:
+                return STOPPED
+            row = features_out[b, first:last] if keep else features_out[4 * lane + b % 4, : last - first]
+            fill_features(
+                kind, key0, key1, np.uint64(b), np.uint64(t), np.uint64(run), np.uint64(first // 4), row
+            )
+            # psi_b . v0 = sum_k xi_bk u_k
+            partial[1 + b] = dot(row, u_out[first:last])
+    return OK
+
+
+@jit(
+    [
+        float64(int64, *[int64] * 2, *[uint64] * 2, float64, matrix_64, *[vector] * 2)
+        for vector, _ in precisions
+    ]
+)
+def gather_first(
+    t: int,
+    run: int,
+    n_blocks: int,
+    key0: np.uint64,
+    key1: np.uint64,
+    label_noise: float,
+    partial: Array,
+    residual_out: Array,
+    noise_out: Array,
+) -> float:
+    """Add up the blocks: returns the loss, and leaves e_b = psi_b . v0 + sigma eps_b in residual_out."""
+    loss = 0.0
+    for block in range(n_blocks):
+        loss += partial[block, 0]
+    for b in range(residual_out.size):
+        total = 0.0
+        for block in range(n_blocks):
+            total += partial[block, 1 + b]
+        residual_out[b] = total
+    if label_noise > 0.0:
+        fill_normals(key0, key1, _ZERO, np.uint64(t), np.uint64(run), _ZERO, noise_out)
+        add_scaled(label_noise, noise_out, residual_out)
+    return loss
+
+
+@jit(
+    [
+        int64(
+            *[int64] * 4,  # lane .. kind
+            *[uint64] * 2,  # keys
+            float64,  # inverse_batch_size
+            vector,  # root_eigenvalues
+            matrix,  # projection
+            *[vector] * 2,  # residual, v1
+            *[matrix] * 2,  # features, v2_sums
+            byte_vector,  # stop
+        )
+        for vector, matrix in precisions
+    ]
+)
+def second_pass(
+    lane: int,
+    t: int,
+    run: int,
+    kind: int,
+    key0: np.uint64,
+    key1: np.uint64,
+    inverse_batch_size: float,
+    root_eigenvalues: Array,
+    projection: Array,
+    residual: Array,
+    v1_out: Array,
+    features_out: Array,
+    v2_sums_out: Array,
+    stop: NDArray[np.uint8],
+) -> int:
+    """One lane's modes: v1 = (1/B) sum_b psi_b e_b and their part of v2; returns OK or STOPPED.
+
+    From the last block back, since the end of the lane's modes is what the cache still holds.
+    """
+    n_modes, batch_size = root_eigenvalues.size, residual.size
+    n_blocks = (n_modes + MODE_BLOCK - 1) // MODE_BLOCK
+    keep = features_out.shape[1] == n_modes and features_out.shape[0] == batch_size
+    v2_sum = v2_sums_out[lane]
+    for i in range(v2_sum.size):
+        v2_sum[i] = 0.0
+    for block in range((lane + 1) * n_blocks // LANES - 1, lane * n_blocks // LANES - 1, -1):
+        first = block * MODE_BLOCK
+        last = min(first + MODE_BLOCK, n_modes)
+        v1 = v1_out[first:last]
+        for k in range(last - first):
+            v1[k] = 0.0
+        b = 0
+        while b < batch_size:
+            if stop[0] != 0:
+                return STOPPED
+            n_rows = min(4, batch_size - b)
+            if not keep:
+                for j in range(n_rows):
+                    fill_features(
+                        kind,
+                        key0,
+                        key1,
+                        np.uint64(b + j),
+                        np.uint64(t),
+                        np.uint64(run),
+                        np.uint64(first // 4),
+                        features_out[4 * lane + j, : last - first],
+                    )
+            top = b if keep else 4 * lane
+            left = first if keep else 0
+            right = left + last - first
+            if n_rows == 4:
+                add_rows(top, left, right, b, features_out, residual, v1)
+            else:
+                for j in range(n_rows):
+                    add_scaled(residual[b + j], features_out[top + j, left:right], v1)
+            b += n_rows
+        for k in range(first, last):
+            v1_out[k] *= root_eigenvalues[k] * inverse_batch_size
+        if projection.shape[0] > 0:
+            _add_projected(first, last, projection, v1_out, v2_sum)
+    return OK
+
+
+@jit([void(float64, matrix, vector) for vector, matrix in precisions])
+def gather_sums(factor: float, sums: Array, out: Array) -> None:
+    """out = factor times the sum of the lanes, always in one order."""
+    for i in range(out.size):
+        out[i] = 0.0
+    for lane in range(LANES):
+        row = sums[lane]
+        for i in range(out.size):
+            out[i] += row[i]
+    for i in range(out.size):
+        out[i] *= factor
+
+
+@jit([void(int64, vector, vector, float64, float64, matrix, matrix, byte_vector) for vector, matrix in precisions])
+def weights_pass(
+    lane: int,
+    v2: Array,
+    w_out: Array,
+    learning_rate: float,
+    gain: float,
+    mixing_out: Array,
+    theta_sums_out: Array,
+    stop: NDArray[np.uint8],
+) -> None:
+    """One lane's rows of w and G, and their part of N theta."""
+    n = w_out.size
+    sums = theta_sums_out[lane]
+    if mixing_out.shape[0] == 0:
+        for i in range(n):
+            sums[i] = 0.0
+    update_rows(lane * n // LANES, (lane + 1) * n // LANES, v2, w_out, learning_rate, gain, mixing_out, sums, stop)
+
+
+@jit([int64(uint64, uint64, int64, int64, byte_vector, matrix) for _, matrix in precisions])
+def fill_projection(
+    key0: np.uint64, key1: np.uint64, run: int, first: int, stop: NDArray[np.uint8], projection_out: Array
+) -> int:
+    """Fill projection_out[k, i] = A(0)[i, first + k] of a run from the stream PROJECTION; return OK or STOPPED."""
+    for k in range(projection_out.shape[0]):
+        if stop[0] != 0:
+            return STOPPED
+        fill_normals(key0, key1, np.uint64(first + k), np.uint64(run), _ZERO, _ZERO, projection_out[k])
+    return OK
+
+
+@jit([void(uint64, uint64, int64, int64, int64, matrix) for vector, matrix in precisions])
+def fill_projection_block(
+    key0: np.uint64, key1: np.uint64, run: int, first_mode: int, first_feature: int, projection_out: Array
+) -> None:
+    """Fill projection_out[k, i] = A(0)[first_feature + i, first_mode + k]; first_feature is a multiple of 4."""
+    for k in range(projection_out.shape[0]):
+        fill_normals(
+            key0,
+            key1,
+            np.uint64(first_mode + k),
+            np.uint64(run),
+            _ZERO,
+            np.uint64(first_feature // 4),
+            projection_out[k],
+        )
+
+
+@jit(
+    [
         status_and_step(
             *[int64] * 5,  # t_first .. kind
             *[uint64] * 4,  # keys
-            *[float64] * 4,  # learning_rate .. label_noise
+            *[float64] * 4,  # learning_rate .. inverse_batch_size
             float64,  # inverse_width
             int64,  # batch_size
             float64,  # threshold
-            vector,  # target
-            vector,  # root_eigenvalues
+            *[vector] * 2,  # target, root_eigenvalues
             matrix,  # projection
             vector,  # w
             matrix,  # mixing
-            vector,  # theta
-            vector,  # u
-            vector,  # v1
-            vector,  # v2
-            vector,  # scratch
-            vector,  # residual
-            vector,  # noise
-            matrix,  # features
+            *[vector] * 6,  # theta, u, v1, v2, residual, noise
+            *[matrix] * 2,  # features, sums
+            matrix_64,  # partial
             byte_vector,  # stop
-            float64[::1],  # loss
+            vector_64,  # loss
         )
         for vector, matrix in precisions
     ]
@@ -145,10 +419,11 @@ def advance(
     u_out: Array,
     v1_out: Array,
     v2_out: Array,
-    scratch_out: Array,
     residual_out: Array,
     noise_out: Array,
     features_out: Array,
+    sums_out: Array,
+    partial_out: Array,
     stop: NDArray[np.uint8],
     loss_out: Array,
 ) -> tuple[int, int]:
@@ -182,12 +457,16 @@ def advance(
         State: theta = G^T w / N.
     u_out, v1_out : array, shape (M,)
         Workspace.
-    v2_out, scratch_out : array, shape (n,)
+    v2_out : array, shape (n,)
         Workspace.
     residual_out, noise_out : array, shape (B,)
         Workspace: e_b, eps_b.
-    features_out : array, shape (B, M) or (4, MODE_BLOCK)
+    features_out : array, shape (B, M) or (4 LANES, MODE_BLOCK)
         Workspace: with the first shape the batch is kept between its two passes, else made twice.
+    sums_out : array, shape (LANES, n)
+        Workspace.
+    partial_out : array of float64, shape (number of blocks, 1 + B)
+        Workspace.
     stop : array of uint8, shape (1,)
         Set from another thread to end the call soon, with the state in disorder.
     loss_out : array
@@ -199,146 +478,40 @@ def advance(
         OK and t_last; DIVERGED and the step whose loss is beyond the threshold; STOPPED and a step.
     """
     n_modes = target.size
-    n_blocks = (n_modes + MODE_BLOCK - 1) // MODE_BLOCK
-    infinite_width = projection.shape[0] == 0
-    keep = features_out.shape[1] == n_modes and features_out.shape[0] == batch_size
-    # Rows of A(0) that the second-level cache holds easily (128 KiB), in fours.
-    group = max(4, 16384 // max(1, projection.shape[1]) // 4 * 4)
-    word_run = np.uint64(run)
+    gain = learning_rate * gamma * inverse_width
     for t in range(t_first, t_last):
-        word_step = np.uint64(t)
-        training = t < n_steps
-        loss = 0.0
-        for b in range(batch_size):
-            residual_out[b] = 0.0
-        for i in range(v2_out.size):
-            v2_out[i] = 0.0
-
-        # First pass over A(0): errors, loss and xi . u; for the population gradient also v2.
-        for block in range(n_blocks):
-            if stop[0] != 0:
+        training = 1 if t < n_steps else 0
+        for lane in range(LANES):
+            status = first_pass(
+                lane, t, run, kind, training, batch_size, feature_key0, feature_key1, target, root_eigenvalues,
+                projection, theta_out, u_out, v1_out, features_out, sums_out, partial_out, stop,
+            )  # fmt: skip
+            if status != OK:
                 return STOPPED, t
-            first = block * MODE_BLOCK
-            last = min(first + MODE_BLOCK, n_modes)
-            if batch_size == 0:
-                # A few modes at a time, so that a row of A(0) serves both products while it is in the cache.
-                k = first
-                while k < last:
-                    end = min(k + group, last)
-                    loss += _whitened_errors(k, end, projection, theta_out, target, root_eigenvalues, u_out)
-                    for j in range(k, end):
-                        # v1 = lambda v0
-                        v1_out[j] = root_eigenvalues[j] * u_out[j]
-                    if training and not infinite_width:
-                        _add_projected(k, end, projection, v1_out, v2_out)
-                    k = end
-                continue
-            loss += _whitened_errors(first, last, projection, theta_out, target, root_eigenvalues, u_out)
-            if not training:
-                continue
-            for b in range(batch_size):
-                if stop[0] != 0:
-                    return STOPPED, t
-                row = features_out[b, first:last] if keep else features_out[b % 4, : last - first]
-                fill_features(
-                    kind,
-                    feature_key0,
-                    feature_key1,
-                    np.uint64(b),
-                    word_step,
-                    word_run,
-                    np.uint64(first // 4),
-                    row,
-                )
-                # psi_b . v0 = sum_k xi_bk u_k
-                residual_out[b] += dot(row, u_out[first:last])
-
+        loss = gather_first(
+            t, run, partial_out.shape[0], noise_key0, noise_key1, label_noise, partial_out, residual_out, noise_out
+        )
         loss_out[t - t_first] = loss
         if not loss <= threshold:
             return DIVERGED, t
-        if not training:
+        if training == 0:
             break
-
-        # Second pass, from the last block back, since the end of A(0) is what the cache still holds:
-        # v1 = (1/B) sum_b psi_b e_b and v2.
         if batch_size > 0:
-            if label_noise > 0.0:
-                fill_normals(noise_key0, noise_key1, _ZERO, word_step, word_run, _ZERO, noise_out)
-                for b in range(batch_size):
-                    residual_out[b] += label_noise * noise_out[b]
-            for block in range(n_blocks - 1, -1, -1):
-                first = block * MODE_BLOCK
-                last = min(first + MODE_BLOCK, n_modes)
-                v1 = v1_out[first:last]
-                for k in range(last - first):
-                    v1[k] = 0.0
-                b = 0
-                while b < batch_size:
-                    if stop[0] != 0:
-                        return STOPPED, t
-                    n_rows = min(4, batch_size - b)
-                    if not keep:
-                        for j in range(n_rows):
-                            fill_features(
-                                kind,
-                                feature_key0,
-                                feature_key1,
-                                np.uint64(b + j),
-                                word_step,
-                                word_run,
-                                np.uint64(first // 4),
-                                features_out[j, : last - first],
-                            )
-                    top = b if keep else 0
-                    left = first if keep else 0
-                    right = left + last - first
-                    if n_rows == 4:
-                        add_rows(top, left, right, b, features_out, residual_out, v1)
-                    else:
-                        for j in range(n_rows):
-                            add_scaled(residual_out[b + j], features_out[top + j, left:right], v1)
-                    b += n_rows
-                for k in range(first, last):
-                    v1_out[k] *= root_eigenvalues[k] * inverse_batch_size
-                if not infinite_width:
-                    _add_projected(first, last, projection, v1_out, v2_out)
-        if infinite_width:
+            for lane in range(LANES):
+                status = second_pass(
+                    lane, t, run, kind, feature_key0, feature_key1, inverse_batch_size, root_eigenvalues, projection,
+                    residual_out, v1_out, features_out, sums_out, stop,
+                )  # fmt: skip
+                if status != OK:
+                    return STOPPED, t
+        if projection.shape[0] == 0:
             for k in range(n_modes):
                 v2_out[k] = v1_out[k]
-
-        gain = learning_rate * gamma * inverse_width
-        update(v2_out, w_out, learning_rate, gain, theta_out, mixing_out, scratch_out, stop)
+        else:
+            gather_sums(1.0, sums_out, v2_out)
+        for lane in range(LANES):
+            weights_pass(lane, v2_out, w_out, learning_rate, gain, mixing_out, sums_out, stop)
         if stop[0] != 0:
             return STOPPED, t
-        for i in range(theta_out.size):
-            theta_out[i] *= inverse_width
+        gather_sums(inverse_width, sums_out, theta_out)
     return OK, t_last
-
-
-@jit([int64(uint64, uint64, int64, int64, byte_vector, matrix) for _, matrix in precisions])
-def fill_projection(
-    key0: np.uint64, key1: np.uint64, run: int, first: int, stop: NDArray[np.uint8], projection_out: Array
-) -> int:
-    """Fill projection_out[k, i] = A(0)[i, first + k] of a run from the stream PROJECTION; return OK or STOPPED."""
-    for k in range(projection_out.shape[0]):
-        if stop[0] != 0:
-            return STOPPED
-        fill_normals(key0, key1, np.uint64(first + k), np.uint64(run), _ZERO, _ZERO, projection_out[k])
-    return OK
-
-
-@jit([void(uint64, uint64, int64, int64, int64, matrix) for vector, matrix in precisions])
-def fill_projection_block(
-    key0: np.uint64, key1: np.uint64, run: int, first_mode: int, first_feature: int, projection_out: Array
-) -> None:
-    """Fill projection_out[k, i] = A(0)[first_feature + i, first_mode + k]; first_feature is a multiple of 4."""
-    for k in range(projection_out.shape[0]):
-        fill_normals(
-            key0,
-            key1,
-            np.uint64(first_mode + k),
-            np.uint64(run),
-            _ZERO,
-            np.uint64(first_feature // 4),
-            projection_out[k],
-        )

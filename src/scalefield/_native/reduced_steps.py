@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from scalefield._native.jit import byte_vector, float64, int64, jit, precisions, status_and_step, uint64
 from scalefield._native.rng import fill_normals
-from scalefield._native.weight_steps import DIVERGED, OK, STOPPED, add_rows, add_scaled, dot, update
+from scalefield._native.weight_steps import DIVERGED, OK, STOPPED, add_rows, add_scaled, dot, update_rows
 
 __all__ = ["advance"]
 
@@ -168,9 +168,9 @@ def advance(
             for i in range(n):
                 # v2 = sqrt(e) sum_b z_b e_b/B
                 v2_out[i] *= root[i] * inverse_batch_size
-        update(v2_out, w_out, learning_rate, gain, theta_out, mixing_out, scratch_out, stop)
+        update_rows(0, n, v2_out, w_out, learning_rate, gain, mixing_out, scratch_out, stop)
         if stop[0] != 0:
             return STOPPED, t
         for i in range(n):
-            theta_out[i] *= inverse_width
+            theta_out[i] = inverse_width * scratch_out[i]
     return OK, t_last

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from scalefield._native.jit import byte_vector, float64, int64, jit, precisions, void
 
-__all__ = ["DIVERGED", "OK", "STOPPED", "add_rows", "add_scaled", "dot", "dot_rows", "update"]
+__all__ = ["DIVERGED", "OK", "STOPPED", "add_rows", "add_scaled", "dot", "dot_rows", "update_rows"]
 
 Array = NDArray[np.float64]
 
@@ -78,33 +78,34 @@ def move_row(gain_w: float, w_new: float, v2: Array, row_out: Array, sum_out: Ar
         sum_out[j] += w_new * entry
 
 
-@jit([void(vector, vector, float64, float64, vector, matrix, vector, byte_vector) for vector, matrix in precisions])
-def update(
+@jit([void(*[int64] * 2, *[vector] * 2, *[float64] * 2, matrix, vector, byte_vector) for vector, matrix in precisions])
+def update_rows(
+    first: int,
+    last: int,
     v2: Array,
     w_out: Array,
     learning_rate: float,
     gain: float,
-    theta_out: Array,
     mixing_out: Array,
-    scratch_out: Array,
+    sum_out: Array,
     stop: NDArray[np.uint8],
 ) -> None:
-    """w and G after one step, and theta, less its factor 1/N, in one pass over G; gain = eta gamma / N."""
-    n = w_out.size
+    """Rows first..last-1 of w and G after one step, and their part of N theta = G^T w, in one pass; gain = eta gamma/N.
+
+    Without G (shape (0, 0)) sum_out is N theta = w itself, at these rows.
+    """
     if mixing_out.shape[0] == 0:
-        for i in range(n):
+        for i in range(first, last):
             w_out[i] += learning_rate * v2[i]
-            theta_out[i] = w_out[i]
+            sum_out[i] = w_out[i]
         return
-    for i in range(n):
-        scratch_out[i] = 0.0
-    for i in range(n):
+    for i in range(sum_out.size):
+        sum_out[i] = 0.0
+    for i in range(first, last):
         if stop[0] != 0:
             return
         row = mixing_out[i]
         old = w_out[i]
         # w <- w + eta G v2
         w_out[i] = old + learning_rate * dot(row, v2)
-        move_row(gain * old, w_out[i], v2, row, scratch_out)
-    for i in range(n):
-        theta_out[i] = scratch_out[i]
+        move_row(gain * old, w_out[i], v2, row, sum_out)

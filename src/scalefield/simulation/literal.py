@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scalefield._threads import thread_count
 from scalefield.model import Model
 from scalefield.simulation.plan import Plan
 from scalefield.simulation.statistics import KernelStatistics
@@ -22,6 +24,8 @@ Array = NDArray[np.float64]
 KINDS = {"gaussian": 0, "rademacher": 1, "uniform": 2}
 _GIVEN = 4
 
+# Elementary operations of a step from which its passes are shared among threads: some 0.3 ms.
+_SHARED_WORK = 2e6
 # Batches up to this size are kept between the two passes over them; larger ones only if A(0) is larger still.
 _KEPT_BATCH_BYTES = 2**26
 
@@ -36,12 +40,14 @@ class _Sizes:
     mixing: tuple[int, int]
     batch: int
     features: tuple[int, int]
+    sums: tuple[int, int]
+    partial: tuple[int, int]
     itemsize: int
 
     # Features that a function makes are given whole.
     @classmethod
     def of(cls, model: Model, n_modes: int, *, given: bool = False, itemsize: int = 8) -> _Sizes:
-        from scalefield._native.literal_steps import MODE_BLOCK
+        from scalefield._native.literal_steps import LANES, MODE_BLOCK
 
         infinite_width = math.isinf(model.width)
         n = n_modes if infinite_width else int(model.width)
@@ -54,15 +60,17 @@ class _Sizes:
             projection=projection,
             mixing=(n, n) if model.is_rich else (0, 0),
             batch=batch,
-            features=(batch, n_modes) if keep else (4, MODE_BLOCK),
+            features=(batch, n_modes) if keep else (4 * LANES, MODE_BLOCK),
+            sums=(LANES, n),
+            partial=(-(-n_modes // MODE_BLOCK), 1 + batch),
             itemsize=itemsize,
         )
 
     @property
     def bytes_per_worker(self) -> int:
-        matrices = (self.projection, self.mixing, self.features)
-        vectors = 2 * self.n_modes + 4 * self.n + 2 * self.batch
-        return self.itemsize * (sum(rows * columns for rows, columns in matrices) + vectors)
+        matrices = (self.projection, self.mixing, self.features, self.sums)
+        vectors = 2 * self.n_modes + 3 * self.n + 2 * self.batch
+        return self.itemsize * (sum(map(math.prod, matrices)) + vectors) + 8 * math.prod(self.partial)
 
     @property
     def shared_bytes(self) -> int:
@@ -79,12 +87,20 @@ class Literal:
     """What the runs of a plan share."""
 
     def __init__(self, plan: Plan, stop: NDArray[np.uint8]) -> None:
+        from scalefield._native.literal_steps import LANES
+
         model = plan.model
         assert model.spectrum.n_modes is not None
         self.plan, self.stop = plan, stop
         given, itemsize = callable(plan.features), plan.dtype.itemsize
         self.sizes = _Sizes.of(model, model.spectrum.n_modes, given=given, itemsize=itemsize)
         self.threshold = model.largest_loss
+        # At infinite width A(0)^T A(0)/N is the identity.
+        self.inverse_width = 1.0 if math.isinf(model.width) else model.inverse_width
+        # Threads that too few runs leave idle share the passes of a step, where these are long enough.
+        self.threads_per_run = max(1, min(LANES, thread_count() // plan.n_runs))
+        if self.work_per_step < _SHARED_WORK:
+            self.threads_per_run = 1
 
     def allocate(self) -> None:
         """Make the shared arrays."""
@@ -122,7 +138,8 @@ class LiteralWorker:
         self.projection = np.empty(sizes.projection, dtype=dtype)
         self.mixing = np.empty(sizes.mixing, dtype=dtype)
         self.features = np.empty(sizes.features, dtype=dtype)
-        self.w, self.theta, self.v2, self.scratch = (np.empty(sizes.n, dtype=dtype) for _ in range(4))
+        self.sums, self.partial = np.zeros(sizes.sums, dtype=dtype), np.zeros(sizes.partial)
+        self.w, self.theta, self.v2 = (np.empty(sizes.n, dtype=dtype) for _ in range(3))
         self.u, self.v1 = (np.empty(sizes.n_modes, dtype=dtype) for _ in range(2))
         self.residual, self.noise = (np.empty(sizes.batch, dtype=dtype) for _ in range(2))
         self._kernel: KernelStatistics | None = None
@@ -178,6 +195,8 @@ class LiteralWorker:
         self.features[...] = made
 
     def _advance(self, run: int, kind: int, t_first: int, t_last: int, loss_out: Array) -> tuple[int, int]:
+        if self.shared.threads_per_run > 1:
+            return self._advance_together(run, kind, t_first, t_last, loss_out)
         from scalefield._native import literal_steps, rng
 
         shared, plan = self.shared, self.shared.plan
@@ -194,7 +213,7 @@ class LiteralWorker:
             model.gamma,
             model.label_noise,
             model.inverse_batch_size,
-            1.0 if math.isinf(model.width) else model.inverse_width,
+            shared.inverse_width,
             shared.sizes.batch,
             shared.threshold,
             shared.target,
@@ -206,14 +225,74 @@ class LiteralWorker:
             self.u,
             self.v1,
             self.v2,
-            self.scratch,
             self.residual,
             self.noise,
             self.features,
+            self.sums,
+            self.partial,
             shared.stop,
             loss_out,
         )
         return status, step
+
+    def _advance_together(self, run: int, kind: int, t_first: int, t_last: int, loss_out: Array) -> tuple[int, int]:
+        """The same steps, each pass shared among threads; see `literal_steps.advance`."""
+        from scalefield._native import literal_steps as steps
+        from scalefield._native import rng
+
+        shared, plan = self.shared, self.shared.plan
+        model, batch = plan.model, shared.sizes.batch
+        feature_key = rng.stream_key(plan.seed, rng.FEATURES)
+        noise_key = rng.stream_key(plan.seed, rng.LABEL_NOISE)
+        gain = model.learning_rate * model.gamma * shared.inverse_width
+        with ThreadPoolExecutor(shared.threads_per_run - 1, thread_name_prefix="scalefield") as pool:
+            for t in range(t_first, t_last):
+                training = t < plan.n_steps
+                errors = (
+                    t, run, kind, int(training), batch, *feature_key, shared.target, shared.root_eigenvalues,
+                    self.projection, self.theta, self.u, self.v1, self.features, self.sums, self.partial, shared.stop,
+                )  # fmt: skip
+                if not self._share(pool, steps.first_pass, errors):
+                    return steps.STOPPED, t
+                loss = steps.gather_first(
+                    t, run, len(self.partial), *noise_key, model.label_noise, self.partial, self.residual, self.noise
+                )
+                loss_out[t - t_first] = loss
+                if not loss <= shared.threshold:
+                    return steps.DIVERGED, t
+                if not training:
+                    break
+                gradient = (
+                    t, run, kind, *feature_key, model.inverse_batch_size, shared.root_eigenvalues, self.projection,
+                    self.residual, self.v1, self.features, self.sums, shared.stop,
+                )  # fmt: skip
+                if batch > 0 and not self._share(pool, steps.second_pass, gradient):
+                    return steps.STOPPED, t
+                if self.projection.shape[0] == 0:
+                    self.v2[:] = self.v1
+                else:
+                    steps.gather_sums(1.0, self.sums, self.v2)
+                weights = (self.v2, self.w, model.learning_rate, gain, self.mixing, self.sums, shared.stop)
+                if not self._share(pool, steps.weights_pass, weights):
+                    return steps.STOPPED, t
+                steps.gather_sums(shared.inverse_width, self.sums, self.theta)
+        return steps.OK, t_last
+
+    def _share(self, pool: ThreadPoolExecutor, function: Any, arguments: tuple[Any, ...]) -> bool:
+        """Do all lanes of a pass, some by other threads; False if stopped."""
+        from scalefield._native.literal_steps import LANES
+
+        n_threads = self.shared.threads_per_run
+
+        def part(thread: int) -> None:
+            for lane in range(thread * LANES // n_threads, (thread + 1) * LANES // n_threads):
+                function(lane, *arguments)
+
+        others = [pool.submit(part, thread) for thread in range(1, n_threads)]
+        part(0)
+        for other in others:
+            other.result()
+        return not self.shared.stop[0]
 
     def observe(self) -> dict[str, Any]:
         """What the plan wants recorded of the state beside the loss."""
