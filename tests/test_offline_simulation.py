@@ -1,8 +1,8 @@
 r"""Training on a fixed data set: both methods against plain NumPy, the flow and each other.
 
 Reference. psi_mu = sqrt(lambda) xi_mu, r = Psi v_0 + sigma eps, v_1 = Psi^T r/P over all samples or a batch of them,
-then w and A(t) by Eq. 4. The random numbers are those of the package (streams PROJECTION, DATA, DATA_NOISE), drawn by the
-references of the tests; sums in another order leave some 1e-13.
+then w and A(t) by Eq. 4. The random numbers are those of the package (streams PROJECTION, DATA, DATA_NOISE), drawn by
+the references of the tests; sums in another order leave some 1e-13.
 """
 
 import math
