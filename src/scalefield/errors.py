@@ -10,6 +10,7 @@ from typing import Any
 
 __all__ = [
     "AccuracyWarning",
+    "BackendUnavailableError",
     "DivergenceError",
     "InsufficientMemoryError",
     "Interrupted",
@@ -38,6 +39,10 @@ class DivergenceError(ScalefieldError, ArithmeticError):
         super().__init__(message)
         self.step = step
         self.partial = partial
+
+
+class BackendUnavailableError(ScalefieldError, RuntimeError):
+    """The device asked for cannot be used here; the message says what is missing. Nothing else is used instead."""
 
 
 class InsufficientMemoryError(ScalefieldError, MemoryError):
