@@ -108,7 +108,8 @@ class Kernel:
 
     def launch(self, blocks: int | tuple[int, int], threads: int, *arguments: Any) -> None:
         """Queue the kernel on the default stream; returns without waiting for it."""
-        launcher = self._launchers.get((blocks, threads))
+        # The simulator's launchers are one object that remembers its last configuration.
+        launcher = None if SIMULATED else self._launchers.get((blocks, threads))
         if launcher is None:
             with warnings.catch_warnings():
                 # Numba warns of small grids; the small ones here have little to do.

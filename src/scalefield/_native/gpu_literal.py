@@ -157,7 +157,7 @@ class Shape:
     @property
     def row_chunk(self) -> int:
         """Rows of G of a block of `turn`."""
-        return ROWS * _ceil_div(_ceil_div(self.width, MOST_CHUNKS // 8), ROWS)
+        return ROWS * _ceil_div(_ceil_div(self.width, max(1, MOST_CHUNKS // 8)), ROWS)
 
     @property
     def n_row_chunks(self) -> int:

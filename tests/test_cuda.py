@@ -1,0 +1,231 @@
+"""The CUDA path: its checks in Numba's simulator and on a device, its kernels in PTX, and a device that is absent.
+
+The simulator must be chosen before Numba is imported, so `cuda_checks.py` runs in a process of its own, once for all
+its functions; each is reported here by name. The simulator comes with Numba itself; `numba-cuda` brings its own.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+CHECKS = TESTS / "cuda_checks.py"
+NAMES = [
+    node.name
+    for node in ast.parse(CHECKS.read_text(encoding="utf-8")).body
+    if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+]
+
+
+def run_python(*arguments: str, simulator: bool, **kwargs) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1" if simulator else "0", "PYTHONPATH": str(TESTS)}
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=False, env=environment, timeout=1200, **kwargs
+    )
+
+
+def device_reason() -> str | None:
+    """Why no kernel can run on a device here; None if one can."""
+    script = "from scalefield._native import gpu; import json; print(json.dumps(gpu.missing()))"
+    result = run_python("-c", script, simulator=False)
+    return json.loads(result.stdout) if result.returncode == 0 else result.stderr.strip().splitlines()[-1]
+
+
+def run_checks(folder: Path, simulator: bool) -> dict[str, list[tuple[str, str]]]:
+    """Return (outcome, message) of every case of every function of cuda_checks.py."""
+    report = folder / "report.xml"
+    arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", str(CHECKS)]
+    result = run_python(*arguments, simulator=simulator, cwd=TESTS.parent)
+    assert report.exists(), result.stdout + result.stderr
+    outcomes = defaultdict(list)
+    for case in ElementTree.parse(report).getroot().iter("testcase"):
+        outcome, message = "passed", ""
+        for child in case:
+            if child.tag in ("failure", "error", "skipped"):
+                outcome, message = child.tag, f"{case.get('name')}: {child.text or child.get('message')}"
+        outcomes[case.get("name").partition("[")[0]].append((outcome, message))
+    return outcomes
+
+
+@pytest.fixture(scope="module")
+def in_the_simulator(tmp_path_factory):
+    return run_checks(tmp_path_factory.mktemp("simulator"), simulator=True)
+
+
+@pytest.fixture(scope="module")
+def on_the_device(tmp_path_factory):
+    reason = device_reason()
+    if reason is not None:
+        pytest.skip(reason)
+    return run_checks(tmp_path_factory.mktemp("device"), simulator=False)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_simulator(in_the_simulator, name):
+    cases = in_the_simulator[name]
+    assert cases
+    assert [outcome for outcome, _ in cases] == ["passed"] * len(cases), "\n".join(text for _, text in cases)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_device(on_the_device, name):
+    cases = on_the_device[name]
+    assert cases
+    assert {outcome for outcome, _ in cases} <= {"passed", "skipped"}, "\n".join(text for _, text in cases)
+
+
+# --------------------------------------------------------------------------------------------- no device
+
+ABSENT = """
+import numpy as np, scalefield as sf
+from scalefield.errors import BackendUnavailableError, ScalefieldError
+from scalefield.simulation.cuda import simulate_on_cuda
+from scalefield.simulation.plan import Plan
+{before}
+model = sf.Model(sf.PowerLawSpectrum(1.5, 0.5, n_modes=8), width=4)
+plan = Plan(model, 1, 1, 0, "literal", np.arange(2), np.dtype(float), "gaussian")
+try:
+    simulate_on_cuda(plan)
+except BackendUnavailableError as error:
+    assert isinstance(error, ScalefieldError)
+    print(error)
+"""
+
+
+def test_absent_device():
+    """It raises and names the driver; nothing runs on the processor instead."""
+    if device_reason() is None:
+        pytest.skip("there is a device")
+    result = run_python("-c", ABSENT.format(before=""), simulator=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("device 'cuda' cannot be used: no CUDA driver")
+
+
+@pytest.mark.parametrize(
+    ("before", "message"),
+    [
+        ("import sys; sys.modules['numba.cuda'] = None", "device 'cuda' needs Numba's CUDA target"),
+        (
+            "from scalefield._native import gpu; gpu.cuda.cuda_error = lambda: None; gpu.cuda.gpus = []",
+            "the CUDA driver finds no device",
+        ),
+        (
+            "from scalefield._native import gpu; gpu.cuda.cuda_error = lambda: None; gpu.cuda.gpus = [0];"
+            "gpu.cuda.is_available = lambda: False",
+            "the CUDA compiler is not installed; pip install 'scalefield[cuda]'",
+        ),
+        (
+            "from scalefield._native import gpu\ndef fail(): raise OSError('bad\\nlibrary')\ngpu.cuda.cuda_error = fail",
+            "the CUDA driver does not answer (OSError: bad library)",
+        ),
+    ],
+)
+def test_what_is_missing_is_named(before, message):
+    result = run_python("-c", ABSENT.format(before=before), simulator=False)
+    assert result.returncode == 0, result.stderr
+    assert message in result.stdout
+    assert len(result.stdout.splitlines()) == 1
+
+
+def test_one_module_imports_the_target():
+    """So that another CUDA compiler can take its place; and the package itself imports without it."""
+    source = TESTS.parent / "src" / "scalefield"
+    users = [path.name for path in source.rglob("*.py") if "numba import cuda" in path.read_text(encoding="utf-8")]
+    others = [path.name for path in source.rglob("*.py") if "import numba.cuda" in path.read_text(encoding="utf-8")]
+    assert (users, others) == (["gpu.py"], [])
+    script = "import sys, scalefield, scalefield.simulation.cuda; print('numba' in sys.modules)"
+    assert run_python("-c", script, simulator=False).stdout == "False\n"
+
+
+# ---------------------------------------------------------------------------------------------------- PTX
+
+# numba-cuda asks the driver for the architecture when device functions are called; the script answers instead.
+COMPILE = """
+import dataclasses, json, re, sys
+import numba.cuda.dispatcher
+from scalefield._native.gpu_literal import literal_kernels
+from scalefield._native.gpu_reduced import reduced_kernel, reset_kernel
+
+capability = tuple(json.loads(sys.argv[1]))
+class Device:
+    compute_capability = capability
+numba.cuda.dispatcher.get_current_device = lambda: Device
+
+kernels = {}
+for dtype in ("float32", "float64"):
+    for stored in (True, False):
+        for threads in (32, 256):
+            literal = literal_kernels(dtype, threads, stored)
+            for field in dataclasses.fields(literal):
+                kernels[f"{field.name} {dtype} {'stored' if stored else 'made'} {threads}"] = getattr(literal, field.name)
+    for threads in (32, 256):
+        kernels[f"advance {dtype} - {threads}"] = reduced_kernel(dtype, threads)
+    kernels[f"reset {dtype} - 256"] = reset_kernel(dtype)
+
+def facts(text):
+    lines = [line.split() for line in text.splitlines()]
+    lines = [words[1:] if words and words[0].startswith("@") else words for words in lines]
+    operations = [words[0] for words in lines if words and re.match(r"[a-z]", words[0])]
+    return {
+        "target": re.search(r"\\.target (\\w+)", text)[1],
+        "entries": text.count(".visible .entry"),
+        "local": ".local" in text,
+        "calls": sum(op.startswith("call") for op in operations),
+        "double": sum(".f64" in op for op in operations),
+        "float": sum(".f32" in op for op in operations),
+        "vector loads": sum(op in ("ld.global.v4.f32", "ld.global.v2.f64") for op in operations),
+        "global loads": sum(op.startswith("ld.global") for op in operations),
+        "64-bit products": sum(op == "mul.lo.s64" for op in operations),
+        "wide products": sum(op.startswith("mul.wide.u32") for op in operations),
+        "atomics": sum(op.startswith(("atom", "red")) for op in operations),
+        "shared bytes": sum(int(n) for n in re.findall(r"\\.shared .*\\[(\\d+)\\];", text)),
+    }
+
+print(json.dumps({name: facts(kernel.ptx(capability)) for name, kernel in kernels.items()}))
+"""
+
+
+def has_compiler() -> bool:
+    return importlib.util.find_spec("numba_cuda") is not None and importlib.util.find_spec("nvidia.cu13") is not None
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0)], ids=["sm_80", "sm_90", "sm_100"])
+def test_ptx(capability):
+    """Every kernel compiles, spills nothing, calls nothing, and uses the arithmetic and the accesses it is meant to."""
+    if not has_compiler():
+        pytest.skip("numba-cuda with its compiler is not installed (pip install 'scalefield[cuda]')")
+    result = run_python("-c", COMPILE, json.dumps(capability), simulator=False)
+    assert result.returncode == 0, result.stderr
+    kernels = json.loads(result.stdout)
+    assert len(kernels) == 2 * (2 * 2 * 12 + 2 + 1)
+    for label, facts in kernels.items():
+        name, dtype, source, _ = label.split()
+        assert facts["target"] == f"sm_{capability[0]}{capability[1]}", label
+        assert facts["entries"] == 1, label
+        assert not facts["local"], label
+        assert facts["calls"] == facts["atomics"] == 0, label
+        # What a block may use without asking for more.
+        assert facts["shared bytes"] <= 48 * 1024, label
+        if dtype == "float32":
+            # In double precision only the final sum of the losses, and where a loss is written down.
+            assert facts["double"] <= {"sum_loss": 100, "advance": 2}.get(name, 0), label
+        if dtype == "float64" and name not in ("reset", "reset_mixing"):
+            assert facts["float"] == 0, label
+        if name in ("project", "back_project", "mix") and source == "stored":
+            # Eight rows and their factors, 16 bytes a load.
+            lanes = 1 if dtype == "float32" else 2
+            factors = {"project": 1, "mix": 1, "back_project": 2}[name]
+            assert facts["vector loads"] == (8 + factors) * lanes, label
+        if name in ("fill_projection", "residuals", "gradient", "advance"):
+            # The generator multiplies 32 by 32 bits.
+            assert facts["wide products"] >= 18, label
