@@ -29,8 +29,9 @@ NAMES = [
 
 def run_python(*arguments: str, simulator: bool, **kwargs) -> subprocess.CompletedProcess:
     environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1" if simulator else "0", "PYTHONPATH": str(TESTS)}
+    command = [sys.executable, *arguments]
     return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, check=False, env=environment, timeout=1200, **kwargs
+        command, capture_output=True, text=True, check=False, env=environment, timeout=1200, **kwargs
     )
 
 
@@ -108,27 +109,31 @@ def test_absent_device():
         pytest.skip("there is a device")
     result = run_python("-c", ABSENT.format(before=""), simulator=False)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("device 'cuda' cannot be used: no CUDA driver")
+    missing = "no CUDA driver" if importlib.util.find_spec("numba_cuda") else "the package numba-cuda is not installed"
+    assert result.stdout.startswith(f"device 'cuda' cannot be used: {missing}")
+
+
+PRETEND = "from scalefield._native import gpu; import importlib.util; importlib.util.find_spec = lambda name: name\n"
+NO_ERROR = "gpu.cuda.cuda_error = lambda: None\n"
 
 
 @pytest.mark.parametrize(
     ("before", "message"),
     [
-        ("import sys; sys.modules['numba.cuda'] = None", "device 'cuda' needs Numba's CUDA target"),
+        ("import sys; sys.modules['numba.cuda'] = None", "the package numba-cuda is missing"),
+        (PRETEND.replace("name\n", "None\n"), "the package numba-cuda is not installed"),
+        (PRETEND + "gpu.cuda.cuda_error = lambda: 'no\\nlibrary'", "no CUDA driver (no library)"),
+        (PRETEND + NO_ERROR + "gpu.cuda.gpus = []", "the CUDA driver finds no device"),
         (
-            "from scalefield._native import gpu; gpu.cuda.cuda_error = lambda: None; gpu.cuda.gpus = []",
-            "the CUDA driver finds no device",
+            PRETEND + NO_ERROR + "gpu.cuda.gpus = [0]; gpu.cuda.is_available = lambda: False",
+            "the CUDA compiler (NVVM) is not installed; pip install 'scalefield[cuda]'",
         ),
         (
-            "from scalefield._native import gpu; gpu.cuda.cuda_error = lambda: None; gpu.cuda.gpus = [0];"
-            "gpu.cuda.is_available = lambda: False",
-            "the CUDA compiler is not installed; pip install 'scalefield[cuda]'",
-        ),
-        (
-            "from scalefield._native import gpu\ndef fail(): raise OSError('bad\\nlibrary')\ngpu.cuda.cuda_error = fail",
+            PRETEND + "def fail(): raise OSError('bad\\nlibrary')\ngpu.cuda.cuda_error = fail",
             "the CUDA driver does not answer (OSError: bad library)",
         ),
     ],
+    ids=["import", "package", "driver", "device", "compiler", "failing driver"],
 )
 def test_what_is_missing_is_named(before, message):
     result = run_python("-c", ABSENT.format(before=before), simulator=False)
@@ -167,9 +172,11 @@ for dtype in ("float32", "float64"):
         for threads in (32, 256):
             literal = literal_kernels(dtype, threads, stored)
             for field in dataclasses.fields(literal):
-                kernels[f"{field.name} {dtype} {'stored' if stored else 'made'} {threads}"] = getattr(literal, field.name)
+                label = f"{field.name} {dtype} {'stored' if stored else 'made'} {threads}"
+                kernels[label] = getattr(literal, field.name)
     for threads in (32, 256):
-        kernels[f"advance {dtype} - {threads}"] = reduced_kernel(dtype, threads)
+        for kind in ((False, True, True), (False, True, False), (False, False, True), (True, True, False)):
+            kernels[f"advance {dtype} {'-'.join(map(str, kind))} {threads}"] = reduced_kernel(dtype, threads, *kind)
     kernels[f"reset {dtype} - 256"] = reset_kernel(dtype)
 
 def facts(text):
@@ -196,7 +203,7 @@ print(json.dumps({name: facts(kernel.ptx(capability)) for name, kernel in kernel
 
 
 def has_compiler() -> bool:
-    return importlib.util.find_spec("numba_cuda") is not None and importlib.util.find_spec("nvidia.cu13") is not None
+    return all(importlib.util.find_spec(name) is not None for name in ("numba_cuda", "nvidia", "nvidia.cu13"))
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0)], ids=["sm_80", "sm_90", "sm_100"])
@@ -207,7 +214,7 @@ def test_ptx(capability):
     result = run_python("-c", COMPILE, json.dumps(capability), simulator=False)
     assert result.returncode == 0, result.stderr
     kernels = json.loads(result.stdout)
-    assert len(kernels) == 2 * (2 * 2 * 12 + 2 + 1)
+    assert len(kernels) == 2 * (2 * 2 * 12 + 2 * 4 + 1)
     for label, facts in kernels.items():
         name, dtype, source, _ = label.split()
         assert facts["target"] == f"sm_{capability[0]}{capability[1]}", label
@@ -226,6 +233,6 @@ def test_ptx(capability):
             lanes = 1 if dtype == "float32" else 2
             factors = {"project": 1, "mix": 1, "back_project": 2}[name]
             assert facts["vector loads"] == (8 + factors) * lanes, label
-        if name in ("fill_projection", "residuals", "gradient", "advance"):
+        if name in ("fill_projection", "residuals", "gradient") or source.startswith("False"):
             # The generator multiplies 32 by 32 bits.
             assert facts["wide products"] >= 18, label

@@ -1,7 +1,8 @@
 """The CUDA target: whether a device is there, how kernels are compiled, loaded from and launched.
 
-The only module that imports `numba.cuda`. With NUMBA_ENABLE_CUDASIM=1 in the environment before Numba is first
-imported, kernels run in Numba's simulator: the same Python, thread by thread, for tests without a device.
+The only module that imports `numba.cuda`, which the package numba-cuda provides. With NUMBA_ENABLE_CUDASIM=1 in the
+environment before Numba is first imported, kernels run in the simulator that comes with Numba: the same Python,
+thread by thread, for tests without a device.
 
 Kernels are kept as a Python function with its signature and compiled at their first launch; `Kernel.ptx` compiles
 them for any architecture without a device.
@@ -9,15 +10,16 @@ them for any architecture without a device.
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, TypeVar
 
 import numba
+import numba.core.config
 import numpy as np
-from numba import cuda
-from numba.core import config
+from numba import cuda as _target
 
 __all__ = [
     "SIMULATED",
@@ -40,10 +42,14 @@ __all__ = [
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
-# Whether Numba's simulator stands in for the device.
-SIMULATED = bool(config.ENABLE_CUDASIM)
-
+# Numba is typed in part, differently from version to version.
+cuda: Any = _target
 _types: Any = numba.types
+_config: Any = numba.core.config
+
+# Whether Numba's simulator stands in for the device.
+SIMULATED = bool(_config.ENABLE_CUDASIM)
+
 int64 = _types.int64
 uint32 = _types.uint32
 
@@ -62,6 +68,8 @@ def missing() -> str | None:
     """Say what keeps kernels from running on this machine; None if nothing does."""
     if SIMULATED:
         return None
+    if importlib.util.find_spec("numba_cuda") is None:
+        return "the package numba-cuda is not installed; pip install 'scalefield[cuda]'"
     try:
         error = cuda.cuda_error()
         if error is not None:
@@ -69,7 +77,7 @@ def missing() -> str | None:
         if len(cuda.gpus) == 0:
             return "the CUDA driver finds no device"
         if not cuda.is_available():
-            return "the CUDA compiler is not installed; pip install 'scalefield[cuda]'"
+            return "the CUDA compiler (NVVM) is not installed; pip install 'scalefield[cuda]'"
     # The driver's errors have several unrelated classes.
     except Exception as error:
         return f"the CUDA driver does not answer ({type(error).__name__}: {' '.join(str(error).split())})"
@@ -90,10 +98,16 @@ class Kernel:
         Plain Python that uses `cuda` of this module.
     *arguments : Numba types
         Of the function's arguments; it returns nothing.
+    bounds : (int, int), optional
+        Threads of a block, and blocks that shall fit on a multiprocessor at the same time: how many registers a
+        thread may use.
     """
 
-    def __init__(self, function: Callable[..., None], *arguments: Any) -> None:
+    def __init__(
+        self, function: Callable[..., None], *arguments: Any, bounds: tuple[int, int] | None = None
+    ) -> None:
         self.function = function
+        self.bounds = bounds
         self.signature = _types.void(*arguments)
         self._launchers: dict[tuple[int | tuple[int, int], int], Any] = {}
 
@@ -104,7 +118,9 @@ class Kernel:
 
     @cached_property
     def _compiled(self) -> Any:
-        return cuda.jit(self.function) if SIMULATED else cuda.jit(self.signature)(self.function)
+        if SIMULATED:
+            return cuda.jit(self.function)
+        return cuda.jit(self.signature, launch_bounds=self.bounds)(self.function)
 
     def launch(self, blocks: int | tuple[int, int], threads: int, *arguments: Any) -> None:
         """Queue the kernel on the default stream; returns without waiting for it."""
@@ -119,7 +135,9 @@ class Kernel:
 
     def ptx(self, compute_capability: tuple[int, int]) -> str:
         """Return the kernel in PTX; needs the compiler, not a device."""
-        text, _ = cuda.compile_ptx(self.function, self.signature, cc=compute_capability)
+        text, _ = cuda.compile_ptx(
+            self.function, self.signature, cc=compute_capability, launch_bounds=self.bounds
+        )
         return str(text)
 
 
@@ -138,10 +156,11 @@ def _vector_access() -> tuple[Any, Any]:
     """Return `load4` and `store4` in the form that the compiler takes."""
     from llvmlite import ir
 
+    extending: Any
     try:
-        from numba.cuda.extending import intrinsic
+        from numba.cuda import extending
     except ImportError:
-        from numba.extending import intrinsic
+        from numba import extending
 
     def vector_pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
         data = context.make_array(array_type)(context, builder, array).data
@@ -151,7 +170,6 @@ def _vector_access() -> tuple[Any, Any]:
     def position(j: int) -> Any:
         return ir.Constant(ir.IntType(32), j)
 
-    @intrinsic
     def load4(typing: Any, array: Any, index: Any) -> Any:
         signature = _types.UniTuple(array.dtype, 4)(array, int64)
 
@@ -163,7 +181,6 @@ def _vector_access() -> tuple[Any, Any]:
 
         return signature, generate
 
-    @intrinsic
     def store4(typing: Any, array: Any, index: Any, x0: Any, x1: Any, x2: Any, x3: Any) -> Any:
         signature = _types.void(array, int64, *[array.dtype] * 4)
 
@@ -177,7 +194,7 @@ def _vector_access() -> tuple[Any, Any]:
 
         return signature, generate
 
-    return load4, store4
+    return extending.intrinsic(load4), extending.intrinsic(store4)
 
 
 def _plain_access() -> tuple[Any, Any]:

@@ -130,8 +130,8 @@ def reset_kernel(dtype: str) -> Kernel:
 
 
 @cache
-def reduced_kernel(dtype: str, threads: int) -> Kernel:
-    """Return the kernel `advance` for float32 or float64 and a block size."""
+def reduced_kernel(dtype: str, threads: int, population: bool, rich: bool, kept: bool) -> Kernel:
+    """Return the kernel `advance` for float32 or float64, a block size and the kind of run."""
     real = np.dtype(dtype).type
     real_type = scalar_type(dtype)
     vector = array_of(dtype)
@@ -161,13 +161,22 @@ def reduced_kernel(dtype: str, threads: int) -> Kernel:
         thread = cuda.threadIdx.x
         group = thread // LANES
         lane = thread - group * LANES
+        place = group * (LANES + 1)
         cuda.syncthreads()
-        sums[group * (LANES + 1) + lane] = value
+        sums[place + lane] = value
         cuda.syncthreads()
+        # Four threads add every fourth value, the first of them the four sums: one thread adding all would wait for
+        # as many loads, or hold as many registers.
         total = zero
+        if lane < 4:
+            for j in range(LANES // 4):
+                total += sums[place + 4 * j + lane]
+        cuda.syncthreads()
+        if lane < 4:
+            sums[place + lane] = total
+        cuda.syncthreads()
         if lane == 0:
-            for j in range(LANES):
-                total += sums[group * (LANES + 1) + j]
+            total = (sums[place] + sums[place + 1]) + (sums[place + 2] + sums[place + 3])
         return total
 
     def advance(
@@ -185,8 +194,6 @@ def reduced_kernel(dtype: str, threads: int) -> Kernel:
         n_quads: Any,
         batch: Any,
         lanes: Any,
-        rich: Any,
-        kept: Any,
         learning_rate: Any,
         gain: Any,
         inverse_width: Any,
@@ -260,7 +267,7 @@ def reduced_kernel(dtype: str, threads: int) -> Kernel:
             if t == n_steps or not shared_loss[0] <= threshold:
                 return
 
-            if batch == 0:
+            if population:
                 # B = inf: v2 = sqrt(e) d
                 for i in range(thread, padded, threads):
                     v2_out[base + i] = root[base + i] * d_out[base + i]
@@ -270,11 +277,13 @@ def reduced_kernel(dtype: str, threads: int) -> Kernel:
                     part = zero
                     if b < batch:
                         # err_b = z_b . d + rest xi_b + sigma eps_b
-                        for quad in range(lane, n_quads, LANES):
+                        quad = lane
+                        while quad < n_quads:
                             z = four_normals(feature_key0, feature_key1, word(quad), word(b), word_step, word_run)
-                            if kept != 0:
+                            if kept:
                                 store4(features_out, kept_base + b * padded + 4 * quad, z[0], z[1], z[2], z[3])
                             part += dot4(z, load4(d_out, base + 4 * quad))
+                            quad += LANES
                     part = group_sum(part, sums)
                     if lane == 0 and b < batch:
                         part += rest_run * one_normal(rest_key0, rest_key1, b, word_step, word_run)
@@ -287,9 +296,10 @@ def reduced_kernel(dtype: str, threads: int) -> Kernel:
                     s0, s1, s2, s3 = zero, zero, zero, zero
                     if quad < n_quads:
                         # v2 = sqrt(e) (1/B) sum_b z_b err_b
-                        for b in range(piece, batch, slices):
+                        b = piece
+                        while b < batch:
                             e = residual_out[run * batch + b]
-                            if kept != 0:
+                            if kept:
                                 z = load4(features_out, kept_base + b * padded + 4 * quad)
                             else:
                                 z = four_normals(feature_key0, feature_key1, word(quad), word(b), word_step, word_run)
@@ -297,6 +307,7 @@ def reduced_kernel(dtype: str, threads: int) -> Kernel:
                             s1 += z[1] * e
                             s2 += z[2] * e
                             s3 += z[3] * e
+                            b += slices
                     if slices > 1:
                         slice_sums[thread] = s0
                         slice_sums[threads + thread] = s1
@@ -322,7 +333,7 @@ def reduced_kernel(dtype: str, threads: int) -> Kernel:
                         )
             cuda.syncthreads()
 
-            if rich == 0:
+            if not rich:
                 for i in range(thread, width, threads):
                     # w <- w + eta v2 ; theta = w / N
                     moved = w_out[base + i] + learning_rate * v2_out[base + i]
@@ -375,11 +386,14 @@ def reduced_kernel(dtype: str, threads: int) -> Kernel:
         advance,
         *[int64] * 4,
         *key * 3,
-        *[int64] * 6,
+        *[int64] * 4,
         *[real_type] * 6,
         int64,
         array_of("int64"),
         *[vector] * 12,
         array_of("float64"),
         array_of("int64"),
+        # Without it most of the registers go to addresses that change once a step, and one block a multiprocessor is
+        # too few to hide the latency of memory. The price is some 200 bytes spilled outside the inner loops.
+        bounds=(threads, 3),
     )

@@ -90,7 +90,7 @@ def require_cuda() -> ModuleType:
         from scalefield._native import gpu
     except ImportError as error:
         raise BackendUnavailableError(
-            f"device 'cuda' needs Numba's CUDA target ({error}); pip install 'scalefield[cuda]'"
+            f"device 'cuda' cannot be used: the package numba-cuda is missing ({error}); pip install 'scalefield[cuda]'"
         ) from error
     reason = gpu.missing()
     if reason is not None:
@@ -566,8 +566,6 @@ class _Reduced(_Engine):
             shape.n_quads,
             self.batch,
             shape.lanes,
-            int(shape.rich),
-            int(shape.kept),
             self.learning_rate,
             self.gain,
             self.inverse_width,
@@ -591,7 +589,7 @@ class _Reduced(_Engine):
             curves,
             status,
         )
-        kernel = reduced_kernel(self.dtype, shape.threads)
+        kernel = reduced_kernel(self.dtype, shape.threads, self.batch == 0, shape.rich, shape.kept)
         reached = 0
         diverged = np.full(n_runs, TRAINING)
         try:
