@@ -149,18 +149,36 @@ def test_literal_against_the_cpu():
     model = make(n_modes=70, width=9, label_noise=0.1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpu_literal, "MOST_CHUNKS", 3)
-        assert gpu_literal.Shape(70, 9, 6, True).mode_chunk == 32
+        assert gpu_literal.Shape(70, 9, 6, True, "float64").mode_chunk == 32
         runs = simulate_on_cuda(make_plan(model, 5, n_runs=2, record=[0, 1, 4]))
     expected = sf.simulate(model, 5, n_runs=2, seed=SEED).loss[:, [0, 1, 4]]
     np.testing.assert_allclose(runs.losses, expected, rtol=1e-12)
 
 
-def free_memory_without_projection(monkeypatch, model, itemsize):
+def free_memory_without_projection(monkeypatch, model, dtype):
     """Let the device have room for everything but A(0)."""
     batch = 0 if math.isinf(model.batch_size) else model.batch_size
-    shape = gpu_literal.Shape(model.spectrum.n_modes, model.width, batch, model.is_rich)
-    room = itemsize * (shape.mixing_size + shape.partials_size + shape.vectors_size + shape.projection_size // 2)
+    shape = gpu_literal.Shape(model.spectrum.n_modes, model.width, batch, model.is_rich, dtype)
+    room = np.dtype(dtype).itemsize * (shape.others_size + shape.projection_size // 2)
     monkeypatch.setattr(gpu, "free_memory", lambda: room / cuda._USABLE_MEMORY)
+
+
+@pytest.mark.parametrize("case", ["lazy, population", "rich, population"])
+def test_population_in_two_passes(monkeypatch, case):
+    """Models too wide for `descend` take the passes of finite batches."""
+    monkeypatch.setattr(gpu_literal, "WIDEST", {"float64": 16})
+    model = LITERAL[case]
+    assert not gpu_literal.Shape(40, 10, 0, model.is_rich, "float64").single_pass
+    runs = simulate_on_cuda(make_plan(model, 3))
+    np.testing.assert_allclose(runs.losses[0], losses(model, SEED, 0, 3), rtol=1e-12)
+
+
+def test_population_with_wide_blocks():
+    """64 threads in a block of `descend`, of which 40 have features, and chunks of several groups of four modes."""
+    model = make(n_modes=37, width=158, gamma=0.0, batch_size=math.inf)
+    assert gpu_literal.Shape(37, 158, 0, False, "float64").wide_threads == 64
+    runs = simulate_on_cuda(make_plan(model, 2))
+    np.testing.assert_allclose(runs.losses[0], losses(model, SEED, 0, 2), rtol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -169,7 +187,7 @@ def test_projection_on_the_fly(monkeypatch, case, dtype):
     """Not a bit changes."""
     plan = make_plan(LITERAL[case], 2, dtype=dtype)
     stored = simulate_on_cuda(plan).losses
-    free_memory_without_projection(monkeypatch, plan.model, plan.dtype.itemsize)
+    free_memory_without_projection(monkeypatch, plan.model, dtype)
     assert not cuda._Literal(plan, gpu, None, None).stored
     np.testing.assert_array_equal(simulate_on_cuda(plan).losses, stored)
 
@@ -382,8 +400,8 @@ def test_default_block_sizes_reach_every_launch():
     script = """
 import math
 from scalefield._native.gpu_literal import ROWS, SUM_SLICES, Shape
-for m, n, b in [(1, 1, 1), (1000, 64, 32), (10**6, 4096, 32), (10**8, 512, 1), (10**5, 20000, 10**5), (99, 999, 0)]:
-    s = Shape(m, n, b, True)
+for m, n, b in [(1, 1, 1), (1000, 64, 32), (10**6, 4096, 32), (10**8, 512, 1), (10**5, 20000, 10**5), (9, 999, 0)]:
+    s = Shape(m, n, b, True, "float64")
     assert s.threads in (32, 64, 128, 256) and s.threads % ROWS == 0 and s.threads % SUM_SLICES == 0
     assert s.mode_chunk % ROWS == 0 and s.n_mode_chunks <= 2048
     assert (s.n_mode_chunks - 1) * s.mode_chunk < m <= s.n_mode_chunks * s.mode_chunk
@@ -393,7 +411,8 @@ for m, n, b in [(1, 1, 1), (1000, 64, 32), (10**6, 4096, 32), (10**8, 512, 1), (
         assert (s.sample_groups - 1) * s.sample_lanes < b <= s.sample_groups * s.sample_lanes
         assert (s.n_sample_chunks - 1) * s.sample_chunk < s.padded_modes // 4 <= s.n_sample_chunks * s.sample_chunk
         assert s.threads % s.sample_lanes == 0 and s.n_sample_chunks <= 1024
-print(Shape(10**6, 4096, 32, False).threads, Shape(10**6, 4096, 32, False).mode_chunk)
+    assert s.single_pass == (b == 0 and n <= 2048) and (not s.single_pass or s.n_quads <= s.wide_threads <= 512)
+print(Shape(10**6, 4096, 32, False, "float32").threads, Shape(10**6, 4096, 32, False, "float32").mode_chunk)
 """
     environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}
     command = [sys.executable, "-c", script]

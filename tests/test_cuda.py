@@ -85,6 +85,16 @@ def test_device(on_the_device, name):
     assert {outcome for outcome, _ in cases} <= {"passed", "skipped"}, "\n".join(text for _, text in cases)
 
 
+def test_benchmarks_run():
+    """At toy sizes in the simulator, since they are written where no device is at hand."""
+    benchmarks = TESTS.parent / "benchmarks" / "test_bench_cuda.py"
+    arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--benchmark-disable", str(benchmarks)]
+    result = run_python(*arguments, simulator=True, cwd=TESTS.parent)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert " passed" in result.stdout
+    assert "skipped" not in result.stdout
+
+
 # --------------------------------------------------------------------------------------------- no device
 
 ABSENT = """
@@ -158,7 +168,7 @@ def test_one_module_imports_the_target():
 COMPILE = """
 import dataclasses, json, re, sys
 import numba.cuda.dispatcher
-from scalefield._native.gpu_literal import literal_kernels
+from scalefield._native.gpu_literal import WIDEST, descend_kernel, literal_kernels
 from scalefield._native.gpu_reduced import reduced_kernel, reset_kernel
 
 capability = tuple(json.loads(sys.argv[1]))
@@ -174,6 +184,10 @@ for dtype in ("float32", "float64"):
             for field in dataclasses.fields(literal):
                 label = f"{field.name} {dtype} {'stored' if stored else 'made'} {threads}"
                 kernels[label] = getattr(literal, field.name)
+    for stored in (True, False):
+        for threads in (32, WIDEST[dtype]):
+            label = f"descend {dtype} {'stored' if stored else 'made'} {threads}"
+            kernels[label] = descend_kernel(dtype, threads, stored)
     for threads in (32, 256):
         for kind in ((False, True, True), (False, True, False), (False, False, True), (True, True, False)):
             kernels[f"advance {dtype} {'-'.join(map(str, kind))} {threads}"] = reduced_kernel(dtype, threads, *kind)
@@ -214,7 +228,7 @@ def test_ptx(capability):
     result = run_python("-c", COMPILE, json.dumps(capability), simulator=False)
     assert result.returncode == 0, result.stderr
     kernels = json.loads(result.stdout)
-    assert len(kernels) == 2 * (2 * 2 * 12 + 2 * 4 + 1)
+    assert len(kernels) == 2 * (2 * 2 * 12 + 2 * 2 + 2 * 4 + 1)
     for label, facts in kernels.items():
         name, dtype, source, _ = label.split()
         assert facts["target"] == f"sm_{capability[0]}{capability[1]}", label
@@ -228,10 +242,10 @@ def test_ptx(capability):
             assert facts["double"] <= {"sum_loss": 100, "advance": 2}.get(name, 0), label
         if dtype == "float64" and name not in ("reset", "reset_mixing"):
             assert facts["float"] == 0, label
-        if name in ("project", "back_project", "mix") and source == "stored":
-            # Eight rows and their factors, 16 bytes a load.
+        if name in ("project", "back_project", "mix", "descend") and source == "stored":
+            # Eight rows (or four, and the four ahead) and their factors, 16 bytes a load.
             lanes = 1 if dtype == "float32" else 2
-            factors = {"project": 1, "mix": 1, "back_project": 2}[name]
+            factors = {"project": 1, "mix": 1, "back_project": 2, "descend": 1}[name]
             assert facts["vector loads"] == (8 + factors) * lanes, label
         if name in ("fill_projection", "residuals", "gradient") or source.startswith("False"):
             # The generator multiplies 32 by 32 bits.

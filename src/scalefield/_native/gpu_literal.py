@@ -26,14 +26,19 @@ kernel                 does                                        words read or
 `move`                 w, theta at gamma = 0                       3 N
 `mix`                  w at gamma > 0                              N^2
 `turn`, `sum`          G, theta at gamma > 0                       2 N^2, and 2 N chunks
+`descend`, `sum`       u, loss and v_2 in one pass, at B = inf     N M, and 2 N chunks
 =====================  ==========================================  =========================================
 
-So a step streams A(0) twice: 2 N M words, 32 GB at N = 4,096, M = 10^6 in float32, and everything else together is
-below 1% of that (at most `MOST_CHUNKS` partial sums, each over many modes). The two streaming kernels read A(0) in
-accesses of 16 bytes, neighbouring threads next to each other, eight rows at a time: 128 bytes in flight a thread and
-32 KiB a block of 256 threads, several times what the latency of device memory asks for once two or more blocks
-share a multiprocessor. theta and v_1 come from the first-level cache. If A(0) does not fit, its entries are made
-anew in registers from their counters, about 70 instructions each.
+So a step streams A(0) twice, or once at B = inf, where a mode's v_1 needs nothing of the other modes and its row
+waits in registers (N up to 4,096, in float64 2,048; wider models take two passes). Twice is 2 N M words, 32 GB at
+N = 4,096, M = 10^6 in float32; everything else together is below 1% of that (at most `MOST_CHUNKS` partial sums, each
+over many modes).
+
+The streaming kernels read A(0) in accesses of 16 bytes, neighbouring threads next to each other, eight rows at a time:
+128 bytes in flight a thread, 32 KiB a block of 256 threads, and registers are bounded so that four such blocks share a
+multiprocessor: three times what 3.4 TB/s on 132 multiprocessors with a latency of 1 microsecond ask for (26 KB each),
+so that blocks which wait at a barrier leave enough on its way. theta and v_1 come from the first-level cache. If A(0)
+does not fit, its entries are made anew in registers from their counters, about 70 instructions each.
 
 Layout: rows of `n_quads` groups of four entries, one row a mode, ``projection[4 (k n_quads + q) + j]`` =
 A(0)[4 q + j, k]; vectors over features are padded to 4 n_quads, those over modes and the rows of matrices to a
@@ -68,7 +73,7 @@ from scalefield._native.gpu import (
 )
 from scalefield._native.gpu_rng import normals
 
-__all__ = ["ROWS", "SUM_SLICES", "LiteralKernels", "Shape", "literal_kernels"]
+__all__ = ["ROWS", "SUM_SLICES", "LiteralKernels", "Shape", "descend_kernel", "literal_kernels"]
 
 # Modes whose errors a block finishes together.
 ROWS = 16
@@ -80,6 +85,8 @@ MOST_CHUNKS = 2048
 # Threads of a block, at least (one warp) and at most.
 LEAST_THREADS = 32
 MOST_THREADS = 256
+# Threads of a block of `descend`, at most: as many as have registers for two times four rows.
+WIDEST = {"float32": 1024, "float64": 512}
 
 
 def _ceil_div(a: int, b: int) -> int:
@@ -103,12 +110,15 @@ class Shape:
         B; 0 for the population gradient.
     rich : bool
         Whether G is kept.
+    dtype : str
+        "float32" or "float64".
     """
 
     n_modes: int
     width: int
     batch: int
     rich: bool
+    dtype: str
 
     @property
     def n_quads(self) -> int:
@@ -137,8 +147,23 @@ class Shape:
 
     @property
     def threads(self) -> int:
-        """Threads of a block, the same for all kernels."""
+        """Threads of a block, the same for all kernels but `descend`."""
         return min(MOST_THREADS, max(LEAST_THREADS, _power_of_two(self.n_quads)))
+
+    @property
+    def wide_threads(self) -> int:
+        """Threads of a block of `descend`: one a group of four features."""
+        return max(LEAST_THREADS, _power_of_two(self.n_quads))
+
+    @property
+    def single_pass(self) -> bool:
+        """Whether one pass over A(0) serves both products of a step."""
+        return self.batch == 0 and self.wide_threads <= WIDEST[self.dtype]
+
+    @property
+    def projection_streams(self) -> int:
+        """How often a step reads A(0), or makes it."""
+        return 1 if self.single_pass else 2
 
     def blocks(self, n_items: int) -> int:
         """Blocks for one thread an item."""
@@ -190,10 +215,14 @@ class Shape:
         """Partial residuals."""
         return _ceil_div(self.padded_modes // 4, self.sample_chunk)
 
+    def sum_blocks(self, n_columns: int) -> int:
+        """Blocks of `sum_rows`."""
+        return _ceil_div(n_columns, self.threads // SUM_SLICES)
+
     @property
-    def sum_columns(self) -> int:
-        """Columns of a block of `sum_rows`."""
-        return self.threads // SUM_SLICES
+    def row_blocks(self) -> int:
+        """Blocks of `mix`."""
+        return self.padded_rows // ROWS
 
     @property
     def projection_size(self) -> int:
@@ -212,9 +241,13 @@ class Shape:
         return max(rows * self.padded_width, self.n_sample_chunks * self.batch if self.batch else 0)
 
     @property
-    def vectors_size(self) -> int:
-        """Entries of all vectors: target, sqrt(lambda), u, v_1; theta, v_2, w twice; e; partial losses."""
-        return 4 * self.padded_modes + 4 * self.padded_rows + self.padded_batch + self.n_mode_chunks
+    def others_size(self) -> int:
+        """Entries of everything but A(0): G, partial sums, and the vectors.
+
+        The vectors are target, sqrt(lambda), u and v_1; theta, v_2 and w twice; e; partial losses.
+        """
+        vectors = 4 * self.padded_modes + 4 * self.padded_rows + self.padded_batch + self.n_mode_chunks
+        return self.mixing_size + self.partials_size + vectors
 
 
 @dataclass(frozen=True)
@@ -233,6 +266,131 @@ class LiteralKernels:
     move: Kernel
     mix: Kernel
     turn: Kernel
+
+
+@device
+def dot4(a: Any, x: Any) -> Any:
+    """Product of two groups of four."""
+    return (a[0] * x[0] + a[1] * x[1]) + (a[2] * x[2] + a[3] * x[3])
+
+
+@cache
+def _entries(dtype: str, stored: bool) -> Any:
+    """Return the device function that gives A(0)_k at features 4 quad .. 4 quad + 3."""
+    four_normals = normals(dtype)
+    word = np.uint32
+
+    def load(projection: Any, key0: Any, key1: Any, run: Any, k: Any, quad: Any, n_quads: Any) -> Any:
+        return load4(projection, 4 * (k * n_quads + quad))
+
+    def make(projection: Any, key0: Any, key1: Any, run: Any, k: Any, quad: Any, n_quads: Any) -> Any:
+        return four_normals(key0, key1, word(quad), word(k), run, word(0))
+
+    return device(load if stored else make)
+
+
+@cache
+def descend_kernel(dtype: str, threads: int, stored: bool) -> Kernel:
+    """Return the kernel `descend` for a block size, one thread a group of four features."""
+    real = np.dtype(dtype).type
+    real_type = scalar_type(dtype)
+    vector = array_of(dtype)
+    zero = real(0.0)
+    entries = _entries(dtype, stored)
+    # Parts in which the partial dot products of a row are added.
+    segments = min(32, threads // 4)
+    terms = threads // segments
+    pitch = threads + segments
+    partials_size = 4 * pitch
+    parts_size = 4 * segments
+
+    def descend(
+        projection: Any,
+        key0: Any,
+        key1: Any,
+        run: Any,
+        n_modes: Any,
+        n_quads: Any,
+        chunk: Any,
+        theta: Any,
+        target: Any,
+        root: Any,
+        partials_out: Any,
+        losses_out: Any,
+    ) -> None:
+        """u, the loss and v_2 of the population gradient over a chunk of modes, from one pass over A(0).
+
+        A block holds four whole rows in its threads' registers while their errors are summed, and the next four
+        are on their way meanwhile.
+        """
+        partials = cuda.shared.array(partials_size, real_type)
+        parts = cuda.shared.array(parts_size, real_type)
+        gradients = cuda.shared.array(4, real_type)
+        thread = cuda.threadIdx.x
+        # Threads beyond the row repeat its last group, with theta = 0 and nothing written.
+        quad = min(thread, n_quads - 1)
+        first = cuda.blockIdx.x * chunk
+        last = min(first + chunk, n_modes)
+        x = load4(theta, 4 * quad)
+        if thread >= n_quads:
+            x = (zero, zero, zero, zero)
+        s0, s1, s2, s3 = zero, zero, zero, zero
+        loss = zero
+        row = thread // segments
+        segment = thread - row * segments
+        n0 = entries(projection, key0, key1, run, first, quad, n_quads)
+        n1 = entries(projection, key0, key1, run, first + 1, quad, n_quads)
+        n2 = entries(projection, key0, key1, run, first + 2, quad, n_quads)
+        n3 = entries(projection, key0, key1, run, first + 3, quad, n_quads)
+        for top in range(first, last, 4):
+            a0, a1, a2, a3 = n0, n1, n2, n3
+            # After the last rows the same ones again.
+            ahead = top + 4 if top + 4 < last else top
+            n0 = entries(projection, key0, key1, run, ahead, quad, n_quads)
+            n1 = entries(projection, key0, key1, run, ahead + 1, quad, n_quads)
+            n2 = entries(projection, key0, key1, run, ahead + 2, quad, n_quads)
+            n3 = entries(projection, key0, key1, run, ahead + 3, quad, n_quads)
+            # A(0)_k . theta
+            partials[thread] = dot4(a0, x)
+            partials[pitch + thread] = dot4(a1, x)
+            partials[2 * pitch + thread] = dot4(a2, x)
+            partials[3 * pitch + thread] = dot4(a3, x)
+            cuda.syncthreads()
+            if row < 4:
+                total = zero
+                for j in range(terms):
+                    total += partials[row * pitch + j * segments + segment]
+                parts[row * segments + segment] = total
+            cuda.syncthreads()
+            if thread < 4:
+                v3 = zero
+                for j in range(segments):
+                    v3 += parts[thread * segments + j]
+                k = top + thread
+                # u_k = sqrt(lambda_k) (w*_k - A(0)_k . theta) ; L = sum_k u_k^2 ; v1_k = sqrt(lambda_k) u_k
+                u = root[k] * (target[k] - v3)
+                loss += u * u
+                gradients[thread] = root[k] * u
+            cuda.syncthreads()
+            # v2 += A(0)_k v1_k
+            v0, v1, v2, v3 = gradients[0], gradients[1], gradients[2], gradients[3]
+            s0 += (a0[0] * v0 + a1[0] * v1) + (a2[0] * v2 + a3[0] * v3)
+            s1 += (a0[1] * v0 + a1[1] * v1) + (a2[1] * v2 + a3[1] * v3)
+            s2 += (a0[2] * v0 + a1[2] * v1) + (a2[2] * v2 + a3[2] * v3)
+            s3 += (a0[3] * v0 + a1[3] * v1) + (a2[3] * v2 + a3[3] * v3)
+        if thread < n_quads:
+            store4(partials_out, 4 * (cuda.blockIdx.x * n_quads + quad), s0, s1, s2, s3)
+        if thread < 4:
+            parts[thread] = loss
+        cuda.syncthreads()
+        if thread == 0:
+            losses_out[cuda.blockIdx.x] = (parts[0] + parts[1]) + (parts[2] + parts[3])
+
+    # 64 registers a thread fill a multiprocessor with 1,024 threads in float32, 128 with 512 in float64.
+    bounds = (threads, max(1, WIDEST[dtype] // threads)) if stored else (threads, 1)
+    return Kernel(
+        descend, vector, uint32, uint32, uint32, *[int64] * 3, *[vector] * 5, bounds=bounds
+    )
 
 
 @cache
@@ -254,23 +412,7 @@ def literal_kernels(dtype: str, threads: int, stored: bool) -> LiteralKernels:
 
     # ------------------------------------------------------------------------------------- device functions
 
-    @device
-    def dot4(a: Any, x: Any) -> Any:
-        return (a[0] * x[0] + a[1] * x[1]) + (a[2] * x[2] + a[3] * x[3])
-
-    if stored:
-
-        @device
-        def entries(projection: Any, key0: Any, key1: Any, run: Any, k: Any, quad: Any, n_quads: Any) -> Any:
-            """A(0)_k at features 4 quad .. 4 quad + 3."""
-            return load4(projection, 4 * (k * n_quads + quad))
-
-    else:
-
-        @device
-        def entries(projection: Any, key0: Any, key1: Any, run: Any, k: Any, quad: Any, n_quads: Any) -> Any:
-            """A(0)_k at features 4 quad .. 4 quad + 3."""
-            return four_normals(key0, key1, word(quad), word(k), run, word(0))
+    entries = _entries(dtype, stored)
 
     @device
     def row_entries(matrix: Any, key0: Any, key1: Any, run: Any, k: Any, quad: Any, n_quads: Any) -> Any:

@@ -243,10 +243,10 @@ class _Literal(_Engine):
         n_modes = model.spectrum.n_modes
         if n_modes is None:
             raise ValueError("model.spectrum must have finitely many modes, got infinitely many")
-        self.shape = shape = Shape(n_modes, self.width, self.batch, model.is_rich)
+        self.shape = shape = Shape(n_modes, self.width, self.batch, model.is_rich, self.dtype)
         itemsize = plan.dtype.itemsize
         usable = _USABLE_MEMORY * gpu.free_memory()
-        others = itemsize * (shape.mixing_size + shape.partials_size + shape.vectors_size)
+        others = itemsize * shape.others_size
         if others > usable:
             raise InsufficientMemoryError(
                 f"a literal run with {n_modes} modes and width {self.width} needs about {format_bytes(others)} of "
@@ -291,8 +291,8 @@ class _Literal(_Engine):
             self.train(run)
         self.report(self.plan.n_runs * self.plan.n_steps)
 
-    def train(self, run: int) -> None:
-        """One run from the start."""
+    def begin(self, run: int) -> None:
+        """Queue the state of a run before training: A(0), w = 0, G = 1, and an empty record."""
         gpu, shape, kernels = self.gpu, self.shape, self.kernels
         self.run = np.uint32(run)
         if self.stored:
@@ -316,36 +316,73 @@ class _Literal(_Engine):
             )
         # Rows of G are padded further than columns, and w and v_2 go with both.
         self.theta, self.v2, self.w, self.moved = (self.device_vector((), shape.padded_rows) for _ in range(4))
-        curve = gpu.to_device(np.full(self.plan.record_steps.size, np.nan), "float64")
-        diverged = gpu.to_device([-1], "int64")
-        reached, first_divergence = 0, -1
+        self.curve = gpu.to_device(np.full(self.plan.record_steps.size, np.nan), "float64")
+        self.diverged = gpu.to_device([-1], "int64")
+
+    def train(self, run: int) -> None:
+        """One run from the start."""
+        self.begin(run)
+        reached, diverged = 0, -1
         try:
             for first, last in self.chunks(self.last_step + 1):
                 for t in range(first, last):
-                    self.step(t, curve, diverged)
-                first_divergence = int(diverged.copy_to_host()[0])
+                    self.step(t)
+                diverged = int(self.diverged.copy_to_host()[0])
                 reached = last
-                if first_divergence >= 0:
+                if diverged >= 0:
                     break
                 self.report(run * self.plan.n_steps + min(last, self.plan.n_steps))
         finally:
-            # After Ctrl-C as well: the steps of the chunks before are whole.
-            gpu.synchronize()
-            self.keep(run, curve.copy_to_host(), first_divergence, reached)
+            # After Ctrl-C as well: the chunks noted by then are whole.
+            self.gpu.synchronize()
+            self.keep(run, self.curve.copy_to_host(), diverged, reached)
 
-    def step(self, t: int, curve: Any, diverged: Any) -> None:
+    def step(self, t: int) -> None:
         """Queue the loss of step t and, unless it is the last, the step itself."""
-        shape, kernels = self.shape, self.kernels
-        threads, word_step = shape.threads, np.uint32(t)
-        kernels.project.launch(
+        shape = self.shape
+        if shape.single_pass:
+            self.queue_descend()
+        else:
+            self.queue_project()
+        self.kernels.sum_loss.launch(
+            1,
+            shape.threads,
+            self.losses,
             shape.n_mode_chunks,
-            threads,
+            t,
+            int(self.records[t]),
+            self.plan.model.largest_loss,
+            self.curve,
+            self.diverged,
+        )
+        if t >= self.last_step:
+            return
+        if self.batch:
+            self.queue_gradient(np.uint32(t))
+        if not shape.single_pass:
+            self.queue_back_project()
+        self.queue_sum(shape.n_mode_chunks, shape.padded_width, self.width, 1.0, self.v2)
+        self.queue_update()
+
+    @property
+    def projection_arguments(self) -> tuple[Any, ...]:
+        """What all kernels that read A(0) begin with."""
+        shape = self.shape
+        return (
             self.projection,
             *self.projection_key,
             self.run,
             shape.n_modes,
             shape.n_quads,
             shape.mode_chunk,
+        )
+
+    def queue_project(self) -> None:
+        """First pass over A(0): losses, and u or the population's v_1."""
+        self.kernels.project.launch(
+            self.shape.n_mode_chunks,
+            self.shape.threads,
+            *self.projection_arguments,
             0 if self.batch else 1,
             self.theta,
             self.target,
@@ -353,34 +390,37 @@ class _Literal(_Engine):
             self.u,
             self.losses,
         )
-        kernels.sum_loss.launch(
-            1,
-            threads,
-            self.losses,
-            shape.n_mode_chunks,
-            t,
-            int(self.records[t]),
-            self.plan.model.largest_loss,
-            curve,
-            diverged,
-        )
-        if t >= self.last_step:
-            return
-        if self.batch:
-            self.draw_gradient(word_step)
-        kernels.back_project.launch(
-            (shape.n_mode_chunks, shape.column_groups),
-            threads,
-            self.projection,
-            *self.projection_key,
-            self.run,
-            shape.n_modes,
-            shape.n_quads,
-            shape.mode_chunk,
+
+    def queue_back_project(self) -> None:
+        """Second pass over A(0): the parts of v_2."""
+        self.kernels.back_project.launch(
+            (self.shape.n_mode_chunks, self.shape.column_groups),
+            self.shape.threads,
+            *self.projection_arguments,
             self.v1,
             self.partials,
         )
-        self.sum_rows(shape.n_mode_chunks, shape.padded_width, self.width, 1.0, self.v2)
+
+    def queue_descend(self) -> None:
+        """The only pass over A(0) at B = inf: losses and the parts of v_2."""
+        from scalefield._native.gpu_literal import descend_kernel
+
+        threads = self.shape.wide_threads
+        descend_kernel(self.dtype, threads, self.stored).launch(
+            self.shape.n_mode_chunks,
+            threads,
+            *self.projection_arguments,
+            self.theta,
+            self.target,
+            self.root,
+            self.partials,
+            self.losses,
+        )
+
+    def queue_update(self) -> None:
+        """Queue w, G and theta from v_2."""
+        shape, kernels = self.shape, self.kernels
+        threads = shape.threads
         if not shape.rich:
             kernels.move.launch(
                 shape.blocks(self.width),
@@ -394,7 +434,7 @@ class _Literal(_Engine):
             )
             return
         kernels.mix.launch(
-            shape.padded_rows // _rows_of_a_block(),
+            shape.row_blocks,
             threads,
             self.mixing,
             self.width,
@@ -417,10 +457,10 @@ class _Literal(_Engine):
             self.mixing,
             self.partials,
         )
-        self.sum_rows(shape.n_row_chunks, shape.padded_width, self.width, self.inverse_width, self.theta)
+        self.queue_sum(shape.n_row_chunks, shape.padded_width, self.width, self.inverse_width, self.theta)
         self.w, self.moved = self.moved, self.w
 
-    def draw_gradient(self, step: np.uint32) -> None:
+    def queue_gradient(self, step: np.uint32) -> None:
         """Queue the two uses of the batch: e from u, v_1 from e."""
         shape, kernels = self.shape, self.kernels
         kernels.residuals.launch(
@@ -436,7 +476,7 @@ class _Literal(_Engine):
             self.u,
             self.partials,
         )
-        self.sum_rows(shape.n_sample_chunks, self.batch, self.batch, 1.0, self.residual)
+        self.queue_sum(shape.n_sample_chunks, self.batch, self.batch, 1.0, self.residual)
         if self.label_noise > 0.0:
             kernels.add_noise.launch(
                 shape.blocks(shape.padded_batch // 4),
@@ -462,10 +502,10 @@ class _Literal(_Engine):
             self.v1,
         )
 
-    def sum_rows(self, n_rows: int, pitch: int, n_columns: int, factor: float, out: Any) -> None:
+    def queue_sum(self, n_rows: int, pitch: int, n_columns: int, factor: float, out: Any) -> None:
         """Queue out = factor times the sum of the rows of `partials`."""
         self.kernels.sum_rows.launch(
-            -(-n_columns // self.shape.sum_columns),
+            self.shape.sum_blocks(n_columns),
             self.shape.threads,
             self.partials,
             n_rows,
@@ -474,12 +514,6 @@ class _Literal(_Engine):
             self.real(factor),
             out,
         )
-
-
-def _rows_of_a_block() -> int:
-    from scalefield._native.gpu_literal import ROWS
-
-    return ROWS
 
 
 class _Reduced(_Engine):
