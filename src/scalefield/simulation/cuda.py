@@ -110,7 +110,7 @@ def simulate_on_cuda(
     ----------
     plan : Plan
         With Gaussian features and finite width. In float64 losses are those of the CPU to rounding; in float32
-        A(0), features and weights are rounded to 24 bits and losses to about 1e-5 of themselves in a stable run.
+        A(0), features and weights carry 24 bits and losses of a stable run are good to about 1e-6 of themselves.
     reductions : sequence of ReducedRun, one a run
         For the reduced method.
     progress : callable, optional
