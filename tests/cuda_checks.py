@@ -163,6 +163,15 @@ def free_memory_without_projection(monkeypatch, model, dtype):
     monkeypatch.setattr(gpu, "free_memory", lambda: room / cuda._USABLE_MEMORY)
 
 
+def test_literal_with_more_threads(monkeypatch):
+    """64 threads, of which 34 have features: the partial products of a row are added in four parts."""
+    monkeypatch.setattr(gpu_literal, "MOST_THREADS", 64)
+    model = make(n_modes=17, width=133, batch_size=2)
+    assert gpu_literal.Shape(17, 133, 2, True, "float64").threads == 64
+    runs = simulate_on_cuda(make_plan(model, 1))
+    np.testing.assert_allclose(runs.losses[0], losses(model, SEED, 0, 1), rtol=1e-12)
+
+
 @pytest.mark.parametrize("case", ["lazy, population", "rich, population"])
 def test_population_in_two_passes(monkeypatch, case):
     """Models too wide for `descend` take the passes of finite batches."""

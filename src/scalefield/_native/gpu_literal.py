@@ -302,7 +302,8 @@ def descend_kernel(dtype: str, threads: int, stored: bool) -> Kernel:
     terms = threads // segments
     pitch = threads + segments
     partials_size = 4 * pitch
-    parts_size = 4 * segments
+    parts_pitch = segments + 1
+    parts_size = 4 * parts_pitch
 
     def descend(
         projection: Any,
@@ -360,12 +361,12 @@ def descend_kernel(dtype: str, threads: int, stored: bool) -> Kernel:
                 total = zero
                 for j in range(terms):
                     total += partials[row * pitch + j * segments + segment]
-                parts[row * segments + segment] = total
+                parts[row * parts_pitch + segment] = total
             cuda.syncthreads()
             if thread < 4:
                 v3 = zero
                 for j in range(segments):
-                    v3 += parts[thread * segments + j]
+                    v3 += parts[thread * parts_pitch + j]
                 k = top + thread
                 # u_k = sqrt(lambda_k) (w*_k - A(0)_k . theta) ; L = sum_k u_k^2 ; v1_k = sqrt(lambda_k) u_k
                 u = root[k] * (target[k] - v3)
@@ -408,19 +409,19 @@ def literal_kernels(dtype: str, threads: int, stored: bool) -> LiteralKernels:
     # Rows of partial dot products, shifted against each other so that a warp's accesses fall into different banks.
     pitch = threads + segments
     partials_size = ROWS * pitch
+    parts_pitch = segments + 1
+    parts_size = ROWS * parts_pitch
     sum_columns = threads // SUM_SLICES
 
     # ------------------------------------------------------------------------------------- device functions
 
     entries = _entries(dtype, stored)
 
-    @device
-    def row_entries(matrix: Any, key0: Any, key1: Any, run: Any, k: Any, quad: Any, n_quads: Any) -> Any:
-        """G_k at columns 4 quad .. 4 quad + 3; arguments as for `entries`."""
-        return load4(matrix, 4 * (k * n_quads + quad))
-
     def make_row_dot(entries: Any) -> Any:
-        """Return the device function that gives thread j < ROWS the product of row top + j with x."""
+        """Return the device function that gives thread j < ROWS the product of row top + j with x.
+
+        Rows are those of A(0) or of G: all that differs is where their entries come from.
+        """
 
         @device
         def row_dot(
@@ -466,18 +467,18 @@ def literal_kernels(dtype: str, threads: int, stored: bool) -> LiteralKernels:
             total = zero
             for j in range(ROWS):
                 total += partials[row * pitch + j * segments + segment]
-            parts[thread] = total
+            parts[row * parts_pitch + segment] = total
             cuda.syncthreads()
             total = zero
             if thread < ROWS:
                 for j in range(segments):
-                    total += parts[thread * segments + j]
+                    total += parts[thread * parts_pitch + j]
             return total
 
         return row_dot
 
     projection_dot = make_row_dot(entries)
-    mixing_dot = make_row_dot(row_entries)
+    mixing_dot = make_row_dot(_entries(dtype, True))
 
     # ------------------------------------------------------------------------------------------ setting up
 
@@ -514,7 +515,7 @@ def literal_kernels(dtype: str, threads: int, stored: bool) -> LiteralKernels:
     ) -> None:
         """u, or v_1 of the population gradient, of a chunk of modes, and their part of the loss."""
         partials = cuda.shared.array(partials_size, real_type)
-        parts = cuda.shared.array(threads, real_type)
+        parts = cuda.shared.array(parts_size, real_type)
         thread = cuda.threadIdx.x
         first = cuda.blockIdx.x * chunk
         last = min(first + chunk, n_modes)
@@ -719,7 +720,7 @@ def literal_kernels(dtype: str, threads: int, stored: bool) -> LiteralKernels:
     def mix(mixing: Any, width: Any, n_quads: Any, learning_rate: Any, v2: Any, w: Any, w_out: Any) -> None:
         """The new w, from ROWS rows of G a block."""
         partials = cuda.shared.array(partials_size, real_type)
-        parts = cuda.shared.array(threads, real_type)
+        parts = cuda.shared.array(parts_size, real_type)
         top = cuda.blockIdx.x * ROWS
         product = mixing_dot(mixing, word(0), word(0), word(0), top, n_quads, v2, partials, parts)
         i = top + cuda.threadIdx.x
