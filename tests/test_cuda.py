@@ -164,70 +164,25 @@ def test_one_module_imports_the_target():
 
 # ---------------------------------------------------------------------------------------------------- PTX
 
-# numba-cuda asks the driver for the architecture when device functions are called; the script answers instead.
-COMPILE = """
-import dataclasses, json, re, sys
-import numba.cuda.dispatcher
-from scalefield._native.gpu_literal import WIDEST, descend_kernel, literal_kernels
-from scalefield._native.gpu_reduced import reduced_kernel, reset_kernel
-
-capability = tuple(json.loads(sys.argv[1]))
-class Device:
-    compute_capability = capability
-numba.cuda.dispatcher.get_current_device = lambda: Device
-
-kernels = {}
-for dtype in ("float32", "float64"):
-    for stored in (True, False):
-        for threads in (32, 256):
-            literal = literal_kernels(dtype, threads, stored)
-            for field in dataclasses.fields(literal):
-                label = f"{field.name} {dtype} {'stored' if stored else 'made'} {threads}"
-                kernels[label] = getattr(literal, field.name)
-    for stored in (True, False):
-        for threads in (32, WIDEST[dtype]):
-            label = f"descend {dtype} {'stored' if stored else 'made'} {threads}"
-            kernels[label] = descend_kernel(dtype, threads, stored)
-    for threads in (32, 256):
-        for kind in ((False, True, True), (False, True, False), (False, False, True), (True, True, False)):
-            kernels[f"advance {dtype} {'-'.join(map(str, kind))} {threads}"] = reduced_kernel(dtype, threads, *kind)
-    kernels[f"reset {dtype} - 256"] = reset_kernel(dtype)
-
-def facts(text):
-    lines = [line.split() for line in text.splitlines()]
-    lines = [words[1:] if words and words[0].startswith("@") else words for words in lines]
-    operations = [words[0] for words in lines if words and re.match(r"[a-z]", words[0])]
-    return {
-        "target": re.search(r"\\.target (\\w+)", text)[1],
-        "entries": text.count(".visible .entry"),
-        "local": ".local" in text,
-        "calls": sum(op.startswith("call") for op in operations),
-        "double": sum(".f64" in op for op in operations),
-        "float": sum(".f32" in op for op in operations),
-        "vector loads": sum(op in ("ld.global.v4.f32", "ld.global.v2.f64") for op in operations),
-        "global loads": sum(op.startswith("ld.global") for op in operations),
-        "64-bit products": sum(op == "mul.lo.s64" for op in operations),
-        "wide products": sum(op.startswith("mul.wide.u32") for op in operations),
-        "atomics": sum(op.startswith(("atom", "red")) for op in operations),
-        "shared bytes": sum(int(n) for n in re.findall(r"\\.shared .*\\[(\\d+)\\];", text)),
-    }
-
-print(json.dumps({name: facts(kernel.ptx(capability)) for name, kernel in kernels.items()}))
-"""
-
-
 def has_compiler() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in ("numba_cuda", "nvidia", "nvidia.cu13"))
 
 
-@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0)], ids=["sm_80", "sm_90", "sm_100"])
-def test_ptx(capability):
-    """Every kernel compiles, spills nothing, calls nothing, and uses the arithmetic and the accesses it is meant to."""
+@pytest.fixture(scope="module", params=[(8, 0), (9, 0), (10, 0)], ids=["sm_80", "sm_90", "sm_100"])
+def compiled(request):
+    """The architecture, and what is known of every kernel compiled for it."""
     if not has_compiler():
         pytest.skip("numba-cuda with its compiler is not installed (pip install 'scalefield[cuda]')")
-    result = run_python("-c", COMPILE, json.dumps(capability), simulator=False)
+    result = run_python(str(TESTS / "ptx_facts.py"), *map(str, request.param), simulator=False)
     assert result.returncode == 0, result.stderr
-    kernels = json.loads(result.stdout)
+    return request.param, json.loads(result.stdout)
+
+
+def test_ptx(compiled):
+    """Every kernel compiles, has no local memory, calls nothing, and has the arithmetic and accesses it should."""
+    capability, kernels = compiled
+    # Two precisions of: 12 kernels and `descend` in two sizes and two sources of A(0), `advance` in two sizes and four
+    # kinds, and its reset.
     assert len(kernels) == 2 * (2 * 2 * 12 + 2 * 2 + 2 * 4 + 1)
     for label, facts in kernels.items():
         name, dtype, source, _ = label.split()
@@ -247,6 +202,22 @@ def test_ptx(capability):
             lanes = 1 if dtype == "float32" else 2
             factors = {"project": 1, "mix": 1, "back_project": 2, "descend": 1}[name]
             assert facts["vector loads"] == (8 + factors) * lanes, label
-        if name in ("fill_projection", "residuals", "gradient") or source.startswith("False"):
+        if name in ("fill_projection", "residuals", "gradient") or source.startswith("batch"):
             # The generator multiplies 32 by 32 bits.
             assert facts["wide products"] >= 18, label
+
+
+def test_registers(compiled):
+    """What the assembler makes of it: nothing is spilled where A(0) streams, and blocks fit as they were bounded."""
+    _, kernels = compiled
+    if any(facts["registers"] is None for facts in kernels.values()):
+        pytest.skip("nvJitLink, which comes with numba-cuda[cu13], is not installed")
+    for label, facts in kernels.items():
+        name, dtype, source, threads = label.split()
+        # Loop invariants of the reduced step, and some of the generator's words where it makes A(0).
+        assert facts["spilled"] <= (1024 if name == "advance" else 256 if source == "made" else 0), label
+        if name in ("project", "back_project") and source == "stored" and dtype == "float32" and threads == "256":
+            # Four blocks on a multiprocessor, and eight loads of four registers for each thread.
+            assert 4 * 8 < facts["registers"] <= 65536 // (4 * 256), label
+        if name == "advance" and threads == "256":
+            assert facts["registers"] <= 65536 // (3 * 256), label
