@@ -773,7 +773,7 @@ def literal_kernels(dtype: str, threads: int, stored: bool) -> LiteralKernels:
             store4(partials_out, 4 * (cuda.blockIdx.x * n_quads + quad), s0, s1, s2, s3)
 
     # Enough registers for eight loads on the way, and enough blocks to hide the time they take; entries made on the fly
-    # wait for arithmetic instead. Chosen from the registers that ptxas reports: none of these kernels spills any.
+    # wait for arithmetic instead. Chosen from what the assembler reports: kernels that load A(0) spill none.
     blocks = {("float32", True): 4, ("float64", True): 2, ("float32", False): 3, ("float64", False): 1}[dtype, stored]
     streaming = (threads, blocks)
     key = (uint32, uint32)
