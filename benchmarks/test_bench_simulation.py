@@ -20,9 +20,9 @@ import pytest
 
 import scalefield as sf
 from cases_simulation import LITERAL, N_DEVIATES, REDUCED, SEED, SETUP
-from reference_simulation import initial_projection, losses, normals, stream_key, train
 from reference_simulation import REDUCED as REDUCED_STREAM
 from reference_simulation import REST as REST_STREAM
+from reference_simulation import initial_projection, losses, normals, stream_key, train
 from scalefield._native import rng
 from scalefield._threads import single_threaded_blas, thread_count
 from scalefield.simulation.literal import Literal
@@ -98,7 +98,7 @@ class PlainMixing(PlainNumPy):
 def advance(model: sf.Model, w: np.ndarray, g: np.ndarray, v2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """w + eta G v2 and G + (eta gamma/N) w v2^T, in place; G = 1 if lazy."""
     if model.gamma == 0.0:
-        return w + np.float32(model.learning_rate) * v2, g
+        return w + model.learning_rate * v2, g
     step = model.learning_rate * (g @ v2)
     g += np.outer((model.learning_rate * model.gamma / model.width) * w, v2)
     return w + step, g
