@@ -44,7 +44,7 @@ TASKS = {
     ),
     "one mode": sf.Spectrum([0.7], [1.3]),
     "no target": sf.Spectrum([1.0, 0.5, 0.2], [0.0, 0.0, 0.0]),
-    "five blocks of modes": sf.PowerLawSpectrum(1.2, 0.8, n_modes=4 * reduction._BLOCK + 77),
+    "five blocks of modes": sf.PowerLawSpectrum(1.2, 0.8, n_modes=4 * reduction.BLOCK + 77),
 }
 STATISTICS = ("weight_norm", "kernel_scale", "spike", "alignment")
 
