@@ -1,6 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""The two-time march of online SGD (theory section 3) and of full-batch descent on P samples (section 4): row t of
-every matrix from the rows before it.
+"""The two-time march of online SGD (theory section 3) and of full-batch descent on P samples (section 4).
+
+Row t of every matrix follows from the rows before it.
 
 All arrays are row-major (rows later time, columns earlier), so causal matrices are lower triangular. A row goes
 through the phases below; those marked * are shared among the threads of a team, the others are short and done by
@@ -22,14 +23,14 @@ Offline, all responses are power series in P and commute. From R_r = (1 - R_0/P)
 
     R_r = 1 + S/P ,   R_22 = 1 + S/N ,   S = sum_k (H_k - 1) ,   1 - E_k K = H_k ,
 
-and with C_g = R_r C_1 R_r^T section 4 becomes section 3 with K R_r for K, R_22 R_r for R_22, and for diag(D)/B the matrix
-D/P, D(t, s) = C_0(t, s) + sigma^2:
+and with C_g = R_r C_1 R_r^T section 4 becomes section 3 with K R_r for K, R_22 R_r for R_22, and for diag(D)/B the
+matrix D/P, D(t, s) = C_0(t, s) + sigma^2:
 
     C_0 = sum_k { lambda_k H_k [w*_k^2 1 1^T + Z] H_k^T + (1/P) (1 - H_k) D (1 - H_k)^T }
     C_1 = sum_k { lambda_k^2 H_k [w*_k^2 1 1^T + Z] H_k^T + (lambda_k/P) H_k D H_k^T }
 
-In the arrays, K is then K R_r, R_22 is R_22 R_r and R_13 is -sum_k lambda_k H_k. Since 1 - H_k is strictly causal, row t of
-C_0 needs only rows before it: g_k = (H_k - 1)(t, .) D there, and
+In the arrays, K is then K R_r, R_22 is R_22 R_r and R_13 is -sum_k lambda_k H_k. Since 1 - H_k is strictly causal,
+row t of C_0 needs only rows before it: g_k = (H_k - 1)(t, .) D there, and
 
     ((1 - H_k) D (1 - H_k)^T)(t, .) = g_k H_k^T - g_k ,   (H_k D H_k^T)(t, .) = (D(t, .) + g_k) H_k^T .
 
@@ -41,7 +42,8 @@ No H_k is stored. The resolvents' rows of all modes together are a t x Q matrix 
 vector, a triangular system whose matrix K all modes share: solved by blocks, its work is matrix-matrix (block x t
 by t x Q), as are the product with Z and the transposed system that multiplies by H_k^T from the right.
 4 Q t^2 flops a row, (4/3) Q T^3 in all, in O(T^2 + Q T) memory; half of that at infinite width, half as much again
-offline. Beside it a row makes six passes over the lower triangle of a T x T matrix, two at infinite width, bound by memory.
+offline. Beside it a row makes six passes over the lower triangle of a T x T matrix, two at infinite width, bound by
+memory.
 """
 
 from libc.math cimport isfinite
@@ -132,8 +134,8 @@ cdef class TwoTimeMarch:
 
     The two-time arrays are zero on entry and filled row by row in their lower triangle (Z and D in both). They have T
     rows, all of one length: T or more, a whole number of blocks. Online at infinite width K is the array P, C_1 is C_2,
-    and R_22 and Z are absent; R_13 may be absent there. S and D are present offline. With `memory_given`, P is given, and
-    H_w and C_w are left alone.
+    and R_22 and Z are absent; R_13 may be absent there. S and D are present offline. With `memory_given`, P is given,
+    and H_w and C_w are left alone.
     The number of modes is a multiple of MODE_GROUP; modes of weight 0 fill it up.
     """
 
