@@ -14,9 +14,11 @@ from scalefield._measures import spectral_measure
 from scalefield._result import Result
 from scalefield._validate import as_float, as_seed, as_vector
 from scalefield.contour import source_contour
+from scalefield.data_equivalent import DataContour, DataEquivalent
 from scalefield.errors import AccuracyWarning, ScalefieldError
 from scalefield.model import Model
 from scalefield.quadrature import condense
+from scalefield.realised_data import realise
 from scalefield.resolvent import DeterministicEquivalent
 from scalefield.spectral_measure import SpectralMeasure
 
@@ -34,6 +36,12 @@ _PANEL_FLOOR = 3e-12
 _NODE_TOLERANCE = 0.01
 # Contours hold what they are asked for.
 _CONTOUR_TOLERANCE = 0.1
+# Offline, of the ray's rule: it serves the filter and squares of what it does, too.
+_DATA_TOLERANCE = 1e-3
+# Train losses below this fraction of the first are judged beside it: they fall exponentially, without bound.
+_TRAIN_FLOOR = 1e-6
+# Times at which two rays are compared.
+_CHECK_TIMES = 40
 # Nodes on the spectrum itself are faster up to about this width (twice at N = 256); their number grows with it.
 _CONTOUR_ABOVE = 1024.0
 
@@ -79,6 +87,19 @@ class FlowSolution(Result):
         <u, X u> and tr X^2, for the alignment.
     panel_start, panel_length, panel_times, panel_coefficients : ndarray
         g = a^{-1/2} as polynomials on panels in u: what `at` and `learned_fraction` evaluate.
+    train_loss : ndarray, shape (T,), or None
+        Offline (n_samples finite): mean square of the residuals on the samples, with their label noise. None online.
+    test_atom : float
+        Offline and realised: power outside the span of the features.
+    noise_power, contour_noise : ndarray, or None
+        Offline and averaged: masses of the spectral measure of K, per sample, at the nodes; `source_power` and
+        `contour_weights` are those of the target's part of the source measure.
+    noise_atom : float
+        The share of eigenvalues 0.
+    fresh_coefficients : ndarray, or None
+        Offline and averaged: the drive of fresh samples, g~, on the same panels.
+    response, response_target : ndarray, or None
+        Offline and realised: B and h of |h - B y|^2 + test_atom, the test loss.
 
     References
     ----------
@@ -107,6 +128,21 @@ class FlowSolution(Result):
     panel_length: Array
     panel_times: Array
     panel_coefficients: Array
+    train_loss: Array | None = None
+    test_atom: float = 0.0
+    noise_power: Array | None = None
+    contour_noise: ComplexArray | None = None
+    noise_atom: float = 0.0
+    fresh_coefficients: Array | None = None
+    response: Array | None = None
+    response_target: Array | None = None
+
+    @property
+    def generalization_gap(self) -> Array | None:
+        """Test less train loss, both with the label noise of their samples: loss + sigma^2 - train_loss; None online."""
+        if self.train_loss is None:
+            return None
+        return self.loss + self.model.label_noise**2 - self.train_loss
 
     def __repr__(self) -> str:
         projection = "average" if self.projection == "average" else f"projection {self.projection}"
@@ -158,7 +194,7 @@ class FlowSolution(Result):
         flat = as_vector("s", np.atleast_1d(values).ravel(), minimum=0.0)
         order = np.argsort(-flat, kind="stable")
         y = np.empty((self.times.size, flat.size))
-        _, _, _, y[:, order], _, _ = _replay(self, self.times, flat[order], np.zeros(0, dtype=np.complex128))
+        y[:, order] = _replay(vars(self), self.times, flat[order], np.zeros(0, dtype=np.complex128)).learned
         return y.reshape(self.times.shape + values.shape)
 
 
@@ -234,34 +270,31 @@ def solve_gradient_flow(
         raise TypeError("projection must be 'average' or a seed, got None")
     else:
         seed = as_seed("projection", projection)
-    horizon = max(1.0, _effective_time(model, float(times[-1])))
-    measure = _measure(model, seed, horizon, rtol)
-    if measure.error > rtol:
+    if model.is_offline:
+        if not math.isinf(model.batch_size):
+            raise NotImplementedError(
+                "gradient flow on a fixed data set takes all samples at once: batch_size must be inf where n_samples is "
+                f"finite, got {model.batch_size:g}"
+            )
+        fields = _offline_average(model, times, rtol) if seed is None else _offline_realised(model, times, seed, rtol)
+    else:
+        fields = _online(model, times, seed, rtol)
+    if fields["quadrature_error"] > rtol:
         warnings.warn(
-            f"rtol {rtol:g} is beyond reach of the spectral nodes here: about {measure.error:.1g} was reached",
+            f"rtol {rtol:g} is beyond reach of the spectral nodes here: about {fields['quadrature_error']:.1g} was "
+            "reached",
             AccuracyWarning,
             stacklevel=2,
         )
-    panels = _march(model, measure, float(times[-1]), rtol)
-    empty = np.zeros(times.size)
+    curves = ("loss", "kernel_scale", "spike", "alignment", "local_exponent", "effective_time")
     solution = FlowSolution(
         model=model,
         times=times,
-        **dict.fromkeys(
-            ("loss", "kernel_scale", "spike", "alignment", "local_exponent", "effective_time"), empty
-        ),
+        **dict.fromkeys(curves, np.zeros(times.size)),
         projection="average" if seed is None else seed,
         rtol=rtol,
-        quadrature_error=measure.error,
-        n_nodes=measure.s.size + measure.contour_s.size,
-        source_eigenvalues=measure.s,
-        source_power=measure.mass,
-        contour_eigenvalues=measure.contour_s,
-        contour_weights=measure.contour_weight,
-        atom=measure.atom,
-        first_moment=measure.first_moment,
-        trace_square=measure.trace_square,
-        **panels,
+        n_nodes=fields["source_eigenvalues"].size + fields["contour_eigenvalues"].size,
+        **fields,
     )
     return replace(solution, **_record(solution, times))
 
@@ -287,7 +320,8 @@ def _effective_time(model: Model, tau: float) -> float:
         power = nodes.weights * nodes.target_power
         # w*^2 (1 - e^{-z})^2 = u lambda w*^2 (1 - e^{-z})^2/z with z = lambda u: no overflow for small lambda
         z = nodes.eigenvalues * u
-        n = u * float(power @ (np.expm1(-z) ** 2 / z))
+        # label noise of fixed samples is learned too: y^2/s <= u
+        n = u * (float(power @ (np.expm1(-z) ** 2 / z)) + (model.label_noise**2 if model.is_offline else 0.0))
         longer = tau * 0.5 * (1.0 + math.sqrt(1.0 + 4.0 * model.gamma * n))
         if longer <= 1.01 * u:
             break
@@ -354,22 +388,103 @@ def _contour_measure(equivalent: DeterministicEquivalent, horizon: float, rtol: 
     )
 
 
-def _march(model: Model, measure: _FlowMeasure, end: float, rtol: float) -> dict[str, Any]:
+def _online(model: Model, times: Array, seed: int | None, rtol: float) -> dict[str, Any]:
+    """Fields of an online solution, but for the curves."""
+    end = float(times[-1])
+    measure = _measure(model, seed, max(1.0, _effective_time(model, end)), rtol)
+    return {
+        "quadrature_error": measure.error,
+        "source_eigenvalues": measure.s,
+        "source_power": measure.mass,
+        "contour_eigenvalues": measure.contour_s,
+        "contour_weights": measure.contour_weight,
+        "atom": measure.atom,
+        "first_moment": measure.first_moment,
+        "trace_square": measure.trace_square,
+        **_march(model.gamma, measure.s, measure.mass, measure.contour_s, measure.contour_weight, end, rtol),
+    }
+
+
+def _offline_realised(model: Model, times: Array, seed: int, rtol: float) -> dict[str, Any]:
+    """Fields of one realised projection and data set, but for the curves."""
+    none = np.zeros(0, dtype=np.complex128)
+    data = realise(model.spectrum, model.width, int(model.n_samples), model.label_noise, seed)
+    return {
+        "quadrature_error": 0.0,
+        "source_eigenvalues": data.eigenvalues,
+        "source_power": data.residual_power,
+        "contour_eigenvalues": none,
+        "contour_weights": none,
+        "atom": data.residual_atom,
+        "first_moment": math.nan,
+        "trace_square": math.nan,
+        "test_atom": data.rest,
+        "response": data.response,
+        "response_target": data.target,
+        **_march(model.gamma, data.eigenvalues, data.residual_power, none, none, float(times[-1]), rtol),
+    }
+
+
+def _offline_average(model: Model, times: Array, rtol: float) -> dict[str, Any]:
+    """Fields of the average over projections and data sets, but for the curves."""
+    end = float(times[-1])
+    horizon = 10.0 ** math.ceil(math.log10(max(1.0, _effective_time(model, end))))
+    equivalent = DataEquivalent(model.spectrum, model.width, model.n_samples, horizon)
+    # The trapezoid rule's error e^{-2 pi d/h}, d = pi/4, as in `contour`
+    step = 0.5 * math.pi**2 / -math.log(max(1e-13, _DATA_TOLERANCE * rtol))
+    contours = equivalent.contour(horizon, [step, step / 1.5])
+    contour, power = contours[0], model.label_noise**2
+    panels = _march(
+        model.gamma,
+        contour.eigenvalues,
+        contour.source + power * contour.noise,
+        contour.ray,
+        contour.ray_source + power * contour.ray_noise,
+        end,
+        rtol,
+    )
+    check = np.geomspace(min(max(float(times[0]), 1e-6 * end), 0.5 * end), end, _CHECK_TIMES) if end > 0.0 else times
+    losses = []
+    for rule in reversed(contours):
+        fields = {
+            "quadrature_error": 0.0,
+            "source_eigenvalues": rule.eigenvalues,
+            "source_power": rule.source,
+            "contour_eigenvalues": rule.ray,
+            "contour_weights": rule.ray_source,
+            "atom": rule.source_atom,
+            "first_moment": math.nan,
+            "trace_square": math.nan,
+            "noise_power": rule.noise,
+            "contour_noise": rule.ray_noise,
+            "noise_atom": rule.noise_atom,
+            "fresh_coefficients": _fresh_drive(panels, rule),
+            **panels,
+        }
+        losses.append(_offline_losses(model, fields, check))
+    fields["quadrature_error"] = _deviation(*losses)
+    return fields
+
+
+def _march(
+    gamma: float, s: Array, mass: Array, ray: ComplexArray, ray_weight: ComplexArray, end: float, rtol: float
+) -> dict[str, Any]:
+    """Panels of g until tau = end for a source measure on real nodes and a ray."""
     from scalefield._native.causal_panels import N_POINTS, chebyshev_points, monomial_matrix, series_matrix
     from scalefield._native.gradient_flow import march_flow
 
     starts, lengths, times = (np.zeros(_MAX_PANELS) for _ in range(3))
     coefficients = np.zeros((_MAX_PANELS, N_POINTS))
     # The kernel's scale grows with gamma q = gamma tau^2 mu(s) at first.
-    growth = math.sqrt(model.gamma * abs(float(measure.mass @ measure.s)))
+    growth = math.sqrt(gamma * abs(float(mass @ s)))
     status, n_panels = march_flow(
-        measure.s,
-        measure.mass,
-        measure.contour_s,
-        measure.contour_weight,
-        model.gamma,
+        s,
+        mass,
+        ray,
+        ray_weight,
+        gamma,
         end,
-        0.1 / max(float(measure.s[0]), growth),
+        0.1 / max(float(s[0]), growth),
         max(_PANEL_TOLERANCE * rtol, _PANEL_FLOOR),
         chebyshev_points(),
         monomial_matrix(),
@@ -392,52 +507,192 @@ def _march(model: Model, measure: _FlowMeasure, end: float, rtol: float) -> dict
     }
 
 
-def _replay(
-    solution: FlowSolution, times: Array, s: Array, ray: ComplexArray
-) -> tuple[Array, Array, Array, Array, Array, ComplexArray]:
-    """u, g, dg/du, then y and 1 - y of rates s, and 1 - y of those on the ray, shape (times, rates)."""
-    from scalefield._native.causal_panels import chebyshev_points, series_matrix
-    from scalefield._native.gradient_flow import evaluate, locate
+@dataclass(frozen=True)
+class _Components:
+    """Effective time, a drive and its slope in u, then y and 1 - y of rates: shape (times,) or (times, rates)."""
 
-    # Copies, since kernels take writable arrays only.
-    start, length = solution.panel_start, np.array(solution.panel_length)
-    coefficients = np.array(solution.panel_coefficients)
-    learned, unlearned = np.zeros((times.size, s.size)), np.ones((times.size, s.size))
-    ray_unlearned = np.ones((times.size, ray.size), dtype=np.complex128)
-    if length.size == 0:
-        ones = np.ones(times.size)
-        return 0.0 * ones, ones, 0.0 * ones, learned, unlearned, ray_unlearned
+    u: Array
+    drive: Array
+    slope: Array
+    learned: Array
+    unlearned: Array
+    ray_unlearned: ComplexArray
+
+
+def _replay(
+    panels: Any, times: Array, s: Array, ray: ComplexArray, coefficients: Array | None = None
+) -> _Components:
+    """Components at some times, of g or of another drive on its panels; y and 1 - y are relative to that drive."""
+    from scalefield._native.gradient_flow import locate
+
+    start, length, tau = (np.array(panels[f"panel_{name}"]) for name in ("start", "length", "times"))
+    own = np.array(panels["panel_coefficients"])
     panel, position = np.zeros(times.size, dtype=np.int64), np.zeros(times.size)
-    locate(np.array(solution.panel_times), length, coefficients, np.array(times), panel, position)
+    if length.size:
+        locate(tau, length, own, np.array(times), panel, position)
+    return _components(start, length, own if coefficients is None else coefficients, panel, position, s, ray)
+
+
+def _components(
+    start: Array,
+    length: Array,
+    coefficients: Array,
+    panel: NDArray[np.int64],
+    position: Array,
+    s: Array,
+    ray: ComplexArray,
+) -> _Components:
+    """Components at positions in [-1, 1] on panels."""
+    from scalefield._native.causal_panels import chebyshev_points, series_matrix
+    from scalefield._native.gradient_flow import evaluate
+
+    n = panel.size
+    learned, unlearned = np.zeros((n, s.size)), np.ones((n, s.size))
+    ray_unlearned = np.ones((n, ray.size), dtype=np.complex128)
+    if length.size == 0:
+        return _Components(np.zeros(n), np.ones(n), np.zeros(n), learned, unlearned, ray_unlearned)
     powers = position[:, None] ** np.arange(coefficients.shape[1])
     order = np.arange(1, coefficients.shape[1])
     chosen = coefficients[panel]
-    g = (chosen * powers).sum(axis=1)
+    drive = (chosen * powers).sum(axis=1)
     slope = (chosen[:, 1:] * order * powers[:, :-1]).sum(axis=1) * 2.0 / length[panel]
     u = start[panel] + 0.5 * (position + 1.0) * length[panel]
+    # Copies, since kernels take writable arrays only.
     evaluate(
         np.array(s),
         np.array(ray),
         np.array(start),
-        length,
-        coefficients,
+        np.array(length),
+        np.array(coefficients),
         chebyshev_points(),
         series_matrix(),
         panel,
         position,
-        g,
+        drive,
         learned,
         unlearned,
         ray_unlearned,
     )
-    return u, g, slope, learned, unlearned, ray_unlearned
+    return _Components(u, drive, slope, learned, unlearned, ray_unlearned)
+
+
+def _fresh_drive(panels: dict[str, Any], contour: DataContour) -> Array:
+    r"""Coefficients of the drive of fresh samples on the panels of g.
+
+    A fresh sample's deviation is that of a training sample with the response R undone, so it is driven by g~ with
+    R g~ = g. With 1/R = 1 + c_0/omega + int dnu(x)/(omega + x) this is
+
+        g~ = g + c_0 int g du + int dnu(x) r_x/x ,    r_x' = x (g - r_x)
+    """
+    from scalefield._native.causal_panels import chebyshev_points, monomial_matrix
+
+    start, length, coefficients = (panels[f"panel_{name}"] for name in ("start", "length", "coefficients"))
+    n_panels, points = length.size, chebyshev_points()
+    if n_panels == 0:
+        return np.zeros_like(coefficients)
+    # c_0 as a mass so near s = 0 that r/s is the integral of g
+    slowest = 1e-14 / (float(start[-1]) + float(length[-1]))
+    used = contour.filter != 0.0
+    s = np.append(contour.eigenvalues[used], slowest)
+    weight = np.append(contour.filter[used], contour.filter_atom) / s
+    panel = np.repeat(np.arange(n_panels), points.size)
+    found = _components(start, length, coefficients, panel, np.tile(points, n_panels), s, contour.ray)
+    gain = found.learned @ weight
+    gain += ((1.0 - found.ray_unlearned) @ (contour.ray_filter / contour.ray)).imag
+    drive = (found.drive * (1.0 + gain)).reshape(n_panels, points.size)
+    fresh = (drive - drive[:, :1]) @ monomial_matrix().T
+    fresh[:, 0] += drive[:, 0]
+    return fresh
+
+
+def _offline_losses(model: Model, fields: Any, times: Array) -> tuple[Array, Array, Array, Array]:
+    r"""Test loss, train loss, du-slope of the test loss and <u, Lambda^{1/2} v_0>, averaged over the data.
+
+    With e_s = d~_s/g, d~ driven by g~, the mean squared residual of fresh samples is mu'(e^2). As the mean of e over all
+    eigenvalues of K is 1, label noise adds sigma^2 times their mean of (e - 1)^2 to the test loss.
+    """
+    s, z = fields["source_eigenvalues"], fields["contour_eigenvalues"]
+    seen, fresh = _replay(fields, times, s, z), _replay(fields, times, s, z, fields["fresh_coefficients"])
+    target = (fields["source_power"], fields["contour_weights"], fields["atom"])
+    noise = (fields["noise_power"], fields["contour_noise"], fields["noise_atom"])
+    power = model.label_noise**2
+
+    def integral(measure: Any, real: Array, ray: ComplexArray, at_zero: Array | float) -> Array:
+        mass, weight, atom = measure
+        value: Array = real @ mass + (ray @ weight).imag + atom * at_zero
+        return value
+
+    train = integral(target, seen.unlearned**2, seen.ray_unlearned**2, 1.0)
+    scale = fresh.drive / seen.drive
+    # e, and de/du = g~'/g - s e - e g'/g
+    real, ray = scale[:, None] * fresh.unlearned, scale[:, None] * fresh.ray_unlearned
+    pull, drift = (fresh.slope / seen.drive)[:, None], (seen.slope / seen.drive)[:, None]
+    real_slope, ray_slope = pull - (s + drift) * real, pull - (z + drift) * ray
+    scale_slope = pull[:, 0] - drift[:, 0] * scale
+    test = integral(target, real**2, ray**2, scale**2)
+    slope = integral(target, 2.0 * real * real_slope, 2.0 * ray * ray_slope, 2.0 * scale * scale_slope)
+    if power > 0.0:
+        train += power * integral(noise, seen.unlearned**2, seen.ray_unlearned**2, 1.0)
+        test += power * integral(noise, (real - 1.0) ** 2, (ray - 1.0) ** 2, (scale - 1.0) ** 2)
+        slope += power * integral(
+            noise,
+            2.0 * (real - 1.0) * real_slope,
+            2.0 * (ray - 1.0) * ray_slope,
+            2.0 * (scale - 1.0) * scale_slope,
+        )
+    return test, train, slope, integral(target, real, ray, scale)
+
+
+def _deviation(finer: tuple[Array, ...], coarser: tuple[Array, ...]) -> float:
+    """Largest relative deviation of test and train loss; train losses that have vanished count beside the first one."""
+    test, train = finer[0], finer[1]
+    floor = _TRAIN_FLOOR * float(np.abs(train).max())
+    errors = [np.abs(coarser[0] - test) / np.abs(test), np.abs(coarser[1] - train) / (np.abs(train) + floor)]
+    return float(max(np.nanmax(np.where(error == 0.0, 0.0, error), initial=0.0) for error in errors))
+
+
+def _record_offline(solution: FlowSolution, times: Array) -> dict[str, Any]:
+    """What an offline solution records at some times."""
+    gamma = solution.model.gamma
+    fields = vars(solution)
+    s, z = solution.source_eigenvalues, solution.contour_eigenvalues
+    if solution.response is None:
+        power = solution.model.spectrum.total_target_power
+        test, train, slope, remaining = _offline_losses(solution.model, fields, times)
+        found = _replay(fields, times, s[:0], z[:0])
+        learned = power - 2.0 * remaining + test
+    else:
+        found = _replay(fields, times, s, z)
+        error = solution.response_target - found.learned @ solution.response.T
+        test = (error**2).sum(axis=1) + solution.test_atom
+        train = found.unlearned**2 @ solution.source_power + solution.atom
+        # y' = s (1 - y) - y g'/g
+        change = s * found.unlearned - (found.slope / found.drive)[:, None] * found.learned
+        slope = -2.0 * (error * (change @ solution.response.T)).sum(axis=1)
+        learned = ((found.learned @ solution.response.T) ** 2).sum(axis=1)
+    a = found.drive**-2.0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        exponent = np.where(times == 0.0, 0.0, -times * a * slope / test)
+    return {
+        "loss": test,
+        "train_loss": train,
+        "kernel_scale": a,
+        "spike": gamma / a * learned,
+        "alignment": np.full(times.size, math.nan),
+        "local_exponent": exponent,
+        "effective_time": found.u,
+    }
 
 
 def _record(solution: FlowSolution, times: Array) -> dict[str, Any]:
     """What a solution records at some times."""
+    if solution.model.is_offline:
+        return _record_offline(solution, times)
     gamma = solution.model.gamma
     s, z = solution.source_eigenvalues, solution.contour_eigenvalues
-    u, g, slope, learned, unlearned, ray_unlearned = _replay(solution, times, s, z)
+    found = _replay(vars(solution), times, s, z)
+    u, g, slope = found.u, found.drive, found.slope
+    learned, unlearned, ray_unlearned = found.learned, found.unlearned, found.ray_unlearned
 
     def mu(function: Any) -> Array:
         """Integral over the source measure without its atom, of a function of (s, 1 - y_s) that decays with s."""

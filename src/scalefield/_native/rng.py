@@ -23,6 +23,9 @@ stream         value  counter                                 lane
 `FEATURES`     1      (k // 4, b, step, run) for mode k of    k % 4
                       sample b
 `LABEL_NOISE`  2      (b // 4, 0, step, run) for sample b     b % 4
+`DATA`         6      (k // 4, mu, run, 0) for mode k of      k % 4
+                      sample mu of a data set
+`DATA_NOISE`   7      (mu // 4, run, 0, 0), its label noise   mu % 4
 =============  =====  ======================================  ==================
 
 so more features, modes, samples, steps or runs never change the earlier ones.
@@ -47,6 +50,8 @@ from numpy.typing import NDArray
 from scalefield._native.jit import float64, float64_pair, four_words, jit, uint64, vector, void
 
 __all__ = [
+    "DATA",
+    "DATA_NOISE",
     "FEATURES",
     "LABEL_NOISE",
     "PROJECTION",
@@ -59,6 +64,8 @@ __all__ = [
 PROJECTION = 0
 FEATURES = 1
 LABEL_NOISE = 2
+DATA = 6
+DATA_NOISE = 7
 
 # Every operand is a uint64: Numba turns a mixture with signed integers into floats.
 _MULTIPLIER_0 = np.uint64(0xD2511F53)
