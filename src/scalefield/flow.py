@@ -39,7 +39,7 @@ _CONTOUR_TOLERANCE = 0.1
 # Offline, of the ray's rule: it serves the filter and squares of what it does, too.
 _DATA_TOLERANCE = 1e-3
 # Train losses below this fraction of the first are judged beside it: they fall exponentially, without bound.
-_TRAIN_FLOOR = 1e-6
+_TRAIN_FLOOR = 1e-5
 # Times at which two rays are compared.
 _CHECK_TIMES = 40
 # Nodes on the spectrum itself are faster up to about this width (twice at N = 256); their number grows with it.
@@ -443,7 +443,8 @@ def _offline_average(model: Model, times: Array, rtol: float) -> dict[str, Any]:
         end,
         rtol,
     )
-    check = np.geomspace(min(max(float(times[0]), 1e-6 * end), 0.5 * end), end, _CHECK_TIMES) if end > 0.0 else times
+    positive = times[times > 0.0]
+    check = np.geomspace(positive[0], end, _CHECK_TIMES if positive.size > 1 else 1) if positive.size else times
     losses = []
     for rule in reversed(contours):
         fields = {
@@ -462,7 +463,8 @@ def _offline_average(model: Model, times: Array, rtol: float) -> dict[str, Any]:
             **panels,
         }
         losses.append(_offline_losses(model, fields, check))
-    fields["quadrature_error"] = _deviation(*losses)
+    floor = max(_TRAIN_FLOOR, 1e-13 / rtol) * (model.spectrum.total_target_power + power)
+    fields["quadrature_error"] = _deviation(*losses, floor)
     return fields
 
 
@@ -516,6 +518,7 @@ class _Components:
     slope: Array
     learned: Array
     unlearned: Array
+    ray_learned: ComplexArray
     ray_unlearned: ComplexArray
 
 
@@ -548,9 +551,9 @@ def _components(
 
     n = panel.size
     learned, unlearned = np.zeros((n, s.size)), np.ones((n, s.size))
-    ray_unlearned = np.ones((n, ray.size), dtype=np.complex128)
+    ray_learned, ray_unlearned = (np.full((n, ray.size), value, dtype=np.complex128) for value in (0.0, 1.0))
     if length.size == 0:
-        return _Components(np.zeros(n), np.ones(n), np.zeros(n), learned, unlearned, ray_unlearned)
+        return _Components(np.zeros(n), np.ones(n), np.zeros(n), learned, unlearned, ray_learned, ray_unlearned)
     powers = position[:, None] ** np.arange(coefficients.shape[1])
     order = np.arange(1, coefficients.shape[1])
     chosen = coefficients[panel]
@@ -571,9 +574,10 @@ def _components(
         drive,
         learned,
         unlearned,
+        ray_learned,
         ray_unlearned,
     )
-    return _Components(u, drive, slope, learned, unlearned, ray_unlearned)
+    return _Components(u, drive, slope, learned, unlearned, ray_learned, ray_unlearned)
 
 
 def _fresh_drive(panels: dict[str, Any], contour: DataContour) -> Array:
@@ -598,7 +602,7 @@ def _fresh_drive(panels: dict[str, Any], contour: DataContour) -> Array:
     panel = np.repeat(np.arange(n_panels), points.size)
     found = _components(start, length, coefficients, panel, np.tile(points, n_panels), s, contour.ray)
     gain = found.learned @ weight
-    gain += ((1.0 - found.ray_unlearned) @ (contour.ray_filter / contour.ray)).imag
+    gain += (found.ray_learned @ (contour.ray_filter / contour.ray)).imag
     drive = (found.drive * (1.0 + gain)).reshape(n_panels, points.size)
     fresh = (drive - drive[:, :1]) @ monomial_matrix().T
     fresh[:, 0] += drive[:, 0]
@@ -643,12 +647,13 @@ def _offline_losses(model: Model, fields: Any, times: Array) -> tuple[Array, Arr
     return test, train, slope, integral(target, real, ray, scale)
 
 
-def _deviation(finer: tuple[Array, ...], coarser: tuple[Array, ...]) -> float:
-    """Largest relative deviation of test and train loss; train losses that have vanished count beside the first one."""
-    test, train = finer[0], finer[1]
-    floor = _TRAIN_FLOOR * float(np.abs(train).max())
-    errors = [np.abs(coarser[0] - test) / np.abs(test), np.abs(coarser[1] - train) / (np.abs(train) + floor)]
-    return float(max(np.nanmax(np.where(error == 0.0, 0.0, error), initial=0.0) for error in errors))
+def _deviation(finer: tuple[Array, ...], coarser: tuple[Array, ...], floor: float) -> float:
+    """Largest relative deviation of test and train loss, of the latter beside `floor`: it falls without bound."""
+    deviations = []
+    for fine, coarse, beside in zip(finer[:2], coarser[:2], (0.0, floor), strict=True):
+        change = np.abs(coarse - fine)
+        deviations.append(float((change[change > 0.0] / (np.abs(fine) + beside)[change > 0.0]).max(initial=0.0)))
+    return max(deviations)
 
 
 def _record_offline(solution: FlowSolution, times: Array) -> dict[str, Any]:
