@@ -406,8 +406,9 @@ def test_realised_data_bottlenecks():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({}, ValueError, "^give exactly one of width and n_samples, got none$"),
-        ({"width": 4, "n_samples": 4}, ValueError, "^give exactly one of width and n_samples, got both$"),
+        ({}, ValueError, "^give width, n_samples or both, got neither$"),
+        ({"width": 4, "label_noise": -1.0}, ValueError, "^label_noise must be a finite number at least 0, got -1.0$"),
+        ({"width": 4, "label_noise": "1"}, TypeError, "^label_noise must be a real number"),
         ({"width": 0.5}, ValueError, "^width must be a number at least 1, got 0.5$"),
         ({"n_samples": 0}, ValueError, "^n_samples must be a number at least 1, got 0$"),
         ({"n_samples": math.nan}, ValueError, "^n_samples must be"),

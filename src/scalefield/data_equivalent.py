@@ -279,18 +279,17 @@ class DataEquivalent:
             both = inverse[:, kept] * modes
             paired = self.inverse_width * (both @ (lam * power)[kept])
             paired -= self.inverse_n_samples * kappa[part] * q * (both @ power[kept])
-            value = point.df[part] / q * paired + (inverse[:, ~kept] @ power[~kept]) / q
+            source[part] = point.df[part] / q * paired + (inverse[:, ~kept] @ power[~kept]) / q
             if self.source_atom > 0.0:
-                value -= self.source_atom / omega[part]
-            # With S = sum u^2 lambda/((kappa + lambda)(kappa_0 + lambda)) the rest of the pole at Q = 0 is
-            # (delta/omega) (R S + T sum u^2 kappa_0/(kappa_0 + lambda)/P)
-            if self.source_atom > 0.0:
+                # With S = sum u^2 lambda/((kappa + lambda)(kappa_0 + lambda)) the rest of the pole at Q = 0 is
+                # (delta/omega) (R S + T sum u^2 kappa_0/(kappa_0 + lambda)/P)
                 rest = r * (inverse @ (power * lam / (self.kappa_0 + lam)))
                 rest += slope[part] * self.inverse_n_samples * float(power @ (self.kappa_0 / (self.kappa_0 + lam)))
-                close = ratio[part] * rest
-            else:
-                close = (inverse @ power) / q
-            source[part] = np.where(near[part], close - modes @ power[kept], value)
+                source[part] = np.where(
+                    near[part],
+                    ratio[part] * rest - modes @ power[kept],
+                    source[part] - self.source_atom / omega[part],
+                )
         result[0] = source
         # (R - R_0)/omega = (delta/omega) T/P
         result[1] = ratio * slope * self.inverse_n_samples
@@ -320,7 +319,7 @@ class DataEquivalent:
         if edge > 0.0:
             last = math.log(edge) - _BELOW_EDGE
         else:
-            last = min(math.log(self.smallest_scale) - 26.0, -math.log(horizon) - 14.0)
+            last = min(math.log(self.smallest_scale) - 26.0, -math.log(horizon) - 22.0)
         first = math.log(upper) + 16.0
         spread = totals[2] / upper
         first = max(first, math.log(upper * max(1.0, spread)) + 16.0)

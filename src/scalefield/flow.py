@@ -39,7 +39,7 @@ _CONTOUR_TOLERANCE = 0.1
 # Offline, of the ray's rule: it serves the filter and squares of what it does, too.
 _DATA_TOLERANCE = 1e-3
 # Train losses below this fraction of the first are judged beside it: they fall exponentially, without bound.
-_TRAIN_FLOOR = 1e-5
+_TRAIN_FLOOR = 1e-4
 # Times at which two rays are compared.
 _CHECK_TIMES = 40
 # Nodes on the spectrum itself are faster up to about this width (twice at N = 256); their number grows with it.
@@ -463,7 +463,7 @@ def _offline_average(model: Model, times: Array, rtol: float) -> dict[str, Any]:
             **panels,
         }
         losses.append(_offline_losses(model, fields, check))
-    floor = max(_TRAIN_FLOOR, 1e-13 / rtol) * (model.spectrum.total_target_power + power)
+    floor = max(_TRAIN_FLOOR, 1e-12 / rtol) * (model.spectrum.total_target_power + power)
     fields["quadrature_error"] = _deviation(*losses, floor)
     return fields
 
@@ -680,7 +680,8 @@ def _record_offline(solution: FlowSolution, times: Array) -> dict[str, Any]:
         exponent = np.where(times == 0.0, 0.0, -times * a * slope / test)
     return {
         "loss": test,
-        "train_loss": train,
+        # Rounding may leave what has vanished below 0.
+        "train_loss": np.maximum(train, 0.0),
         "kernel_scale": a,
         "spike": gamma / a * learned,
         "alignment": np.full(times.size, math.nan),
