@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 import scalefield as sf
 from reference_offline import DATA, DATA_NOISE, data_set, descend, lazy_losses, two_time_losses
 from reference_simulation import normals, stream_key
-from scalefield import data_equivalent, flow, realised_data
+from scalefield import data_equivalent, offline_flow, realised_data
+from scalefield._flow_panels import replay
 from scalefield._native import data_set as native_data
 from scalefield._native import rng
 from scalefield.errors import AccuracyWarning
@@ -160,7 +161,7 @@ def test_infinite_width_is_early_stopped_kernel_regression():
 
     L = <<  sum u^2 H H'/(1 - F) + sigma^2 F/(1 - F)  >> ,  F = (1/P) sum lambda^2/((kappa + lambda)(kappa' + lambda)),
 
-    where << >> is the residue of e^{(omega + omega') tau}/(omega omega'). In the variable kappa, around -lambda_k and 0.
+    where << >> is the residue of e^{(omega + omega') tau}/(omega omega'), taken in kappa around -lambda_k and 0.
     """
     lam, target = SMALL.modes(0, 12)
     n_samples, noise, n_points = 6, 0.4, 1200
@@ -236,7 +237,7 @@ def test_many_samples_are_fresh_samples(width, gamma):
         np.testing.assert_allclose(found.train_loss - noise**2, expected.loss, rtol=1e-8, atol=1e-9 * noise**2)
         for name in ("loss", "kernel_scale", "effective_time"):
             np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-8, err_msg=name)
-        # A slope: some digits fewer. The spike, of second order in time at first, is accurate relative to its size later.
+        # A slope has some digits fewer, and the spike, of second order in time at first, those of its later size.
         np.testing.assert_allclose(found.local_exponent, expected.local_exponent, rtol=1e-7, atol=1e-10)
         np.testing.assert_allclose(found.spike, expected.spike, rtol=1e-8, atol=1e-8 * expected.spike[-1])
 
@@ -356,14 +357,14 @@ def test_more_data_is_better_before_and_without_over_fitting():
 
 @pytest.mark.parametrize(
     ("width", "n_samples"),
-    [(math.inf, 100), (math.inf, 10**6), (100, 40), (40, 100), (60, 60), (100, 101), (3, 10**8), (10**8, 10**4), (1, 1)],
+    [(np.inf, 100), (np.inf, 10**6), (100, 40), (40, 100), (60, 60), (100, 101), (3, 10**8), (10**8, 10**4), (1, 1)],
 )
-@pytest.mark.parametrize("alpha", [1.1, 1.5, 3.0])
+@pytest.mark.parametrize("alpha", [1.1, 3.0])
 def test_losses_are_as_accurate_as_asked_over_fourteen_decades(alpha, width, n_samples):
     """Default rtol 1e-8 against 1e-10, without any warning; the train loss beside 1e-12 of the first."""
     times = np.geomspace(1e-2, 1e12, 50)
-    for beta in (0.25, 1.0, 2.0):
-        for gamma, noise in ((0.0, 0.0), (1.0, 0.5), (100.0, 0.0), (0.0, 1.0)):
+    for beta in (0.25, 2.0):
+        for gamma, noise in ((0.0, 1.0), (1.0, 0.5), (100.0, 0.0)):
             model = sf.Model(
                 sf.PowerLawSpectrum(alpha, beta), width=width, n_samples=n_samples, gamma=gamma, label_noise=noise
             )
@@ -393,7 +394,7 @@ def test_coarser_tolerances_are_met(rtol):
 
 def test_what_is_not_accurate_is_told(monkeypatch):
     """With rays of few nodes the two of them differ: the warning names by how much."""
-    monkeypatch.setattr(flow, "_DATA_TOLERANCE", 1e6)
+    monkeypatch.setattr(offline_flow, "_DATA_TOLERANCE", 1e6)
     model = sf.Model(sf.PowerLawSpectrum(1.5, 0.5), n_samples=30)
     with pytest.warns(AccuracyWarning, match=r"rtol 1e-08 is beyond reach .* was reached"):
         solution = sf.solve_gradient_flow(model, [0.1, 1.0, 10.0])
@@ -408,8 +409,8 @@ def test_mean_response_of_samples(width, n_samples, tau):
     solution = sf.solve_gradient_flow(model, [0.5 * tau, tau])
     fields, times = vars(solution), np.array([tau])
     s, z = solution.source_eigenvalues, solution.contour_eigenvalues
-    g = flow._replay(fields, times, s[:0], z[:0]).drive
-    fresh = flow._replay(fields, times, s, z, solution.fresh_coefficients)
+    g = replay(fields, times, s[:0], z[:0]).drive
+    fresh = replay(fields, times, s, z, solution.fresh_coefficients)
     mean = fresh.unlearned @ solution.noise_power + (fresh.ray_unlearned @ solution.contour_noise).imag
     assert (fresh.drive / g * (mean + solution.noise_atom))[0] == pytest.approx(1.0, abs=1e-8)
 

@@ -114,8 +114,8 @@ class DataEquivalent:
 
     Notes
     -----
-    With n = min(N, P, M), df(kappa_0) = n (kappa_0 = 0 if n = M) and delta = kappa - kappa_0,
-    df = n - delta T, T = sum_k lambda_k/((kappa + lambda_k)(kappa_0 + lambda_k)): no digits are lost where R or Q vanish.
+    With n = min(N, P, M), df(kappa_0) = n (kappa_0 = 0 if n = M) and delta = kappa - kappa_0, df = n - delta T,
+    T = sum_k lambda_k/((kappa + lambda_k)(kappa_0 + lambda_k)): no digits are lost where R or Q vanish.
     """
 
     def __init__(self, spectrum: Task, width: float, n_samples: float, horizon: float) -> None:
@@ -177,7 +177,7 @@ class DataEquivalent:
         """
         result = np.empty_like(omega)
         log_delta = np.log(complex(omega[0]) if start is None else start)
-        slope = 1.0
+        slope: complex = 1.0
         lam, weight = self.eigenvalues, self.counts * self.eigenvalues
         weight_0 = weight / (self.kappa_0 + lam)
         previous = np.log(complex(omega[0]))
@@ -277,7 +277,8 @@ class DataEquivalent:
             z, k, q, r = omega[part, None], kappa[part, None], features[part], samples[part]
             inverse = 1.0 / (k + lam)
             modes = 1.0 / (z + lam[kept])
-            # 1/(Q (kappa + lambda)) - 1/(omega + lambda) = df (lambda/N - kappa Q/P)/(Q (kappa + lambda) (omega + lambda))
+            # 1/(Q (kappa + lambda)) - 1/(omega + lambda)
+            #     = df (lambda/N - kappa Q/P)/(Q (kappa + lambda) (omega + lambda))
             both = inverse[:, kept] * modes
             paired = self.inverse_width * (both @ (lam * power)[kept])
             paired -= self.inverse_n_samples * kappa[part] * q * (both @ power[kept])
@@ -350,16 +351,18 @@ class DataEquivalent:
                 weights[:, end] /= 1.0 - fall
             contours.append(
                 DataContour(
-                    s[order],
-                    ray,
-                    source[order],
-                    noise[order],
-                    filtered[order],
-                    *np.ascontiguousarray(weights),
-                    self.source_atom,
-                    self.samples_0,
-                    self.filter_atom,
-                    edge,
+                    eigenvalues=s[order],
+                    ray=ray,
+                    source=source[order],
+                    noise=noise[order],
+                    filter=filtered[order],
+                    ray_source=weights[0].copy(),
+                    ray_noise=weights[1].copy(),
+                    ray_filter=weights[2].copy(),
+                    source_atom=self.source_atom,
+                    noise_atom=self.samples_0,
+                    filter_atom=self.filter_atom,
+                    edge=edge,
                 )
             )
         return contours
