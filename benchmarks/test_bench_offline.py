@@ -1,7 +1,7 @@
 """Offline gradient flow against the double contour integral in plain NumPy, and the bars it has to meet.
 
-The reference solves the linear pair of theory section 7d at each pair of contour points, for modes listed one by one; it
-serves gamma = 0 and two decades of time. Numbers in brackets are the ratios; groups of one entry only time a call.
+The reference solves the linear pair of theory section 7d at each pair of contour points, for modes listed one by one;
+it serves gamma = 0 and two decades of time. Numbers in brackets are the ratios; groups of one entry only time a call.
 """
 
 from __future__ import annotations

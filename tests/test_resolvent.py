@@ -422,8 +422,8 @@ def test_bottlenecks_of_one_size_are_those_of_both():
 def test_realised_bottlenecks_of_width_and_samples(width, samples, noise):
     """Least squares or interpolation in drawn features, 300 times: within four standard errors and the bias.
 
-    14 means at four standard errors: a false alarm in 1,100 runs. Over 3,000 draws the means lay above the theory by 0.48
-    to 0.77 over min(N, P) of it, with errors of 0.07 to 0.14.
+    14 means at four standard errors: a false alarm in 1,100 runs. Over 3,000 draws the means lay above the theory by
+    0.48 to 0.77 over min(N, P) of it, with errors of 0.07 to 0.14.
     """
     generator = np.random.default_rng(8)
     spectrum = sf.PowerLawSpectrum(1.4, 0.7, 120)
