@@ -406,42 +406,53 @@ class DeterministicEquivalent:
         return result
 
 
-def bottleneck_loss(spectrum: Task, *, width: float | None = None, n_samples: float | None = None) -> float:
-    r"""Loss after infinite training, limited by the width or by the number of samples.
+def bottleneck_loss(
+    spectrum: Task, *, width: float | None = None, n_samples: float | None = None, label_noise: float = 0.0
+) -> float:
+    r"""Test loss after infinite training, limited by the width, by the number of samples, or by both.
 
-    With kappa from sum_k lambda_k/(lambda_k + kappa) = N or P,
+    With kappa from sum_k lambda_k/(lambda_k + kappa) = min(N, P), u_k^2 = lambda_k w*_k^2, f_k =
+    lambda_k/(lambda_k + kappa) and F = sum_k f_k^2,
 
     .. math::
-        L_N = \sum_k \lambda_k w_k^{*2} \frac{\kappa}{\kappa + \lambda_k} , \qquad
-        L_P = \frac{\kappa^2 \sum_k \lambda_k w_k^{*2}/(\kappa + \lambda_k)^2}
-                   {1 - \frac{1}{P} \sum_k \lambda_k^2/(\lambda_k + \kappa)^2}
+        N < P: \quad \frac{P \sum_k u_k^2 (1 - f_k) + N \sigma^2}{P - N} , \qquad
+        P < N: \quad \frac{P \sum_k u_k^2 (1 - f_k)^2 + F \sigma^2}{P - F}
+            + \frac{P}{N - P} \Big( \sum_k u_k^2 (1 - f_k) + \sigma^2 \Big) .
 
-    the first at infinite data (any richness), the second at infinite width in the lazy limit (ridgeless regression).
-    For power laws they fall as N^{-alpha min(1, beta)} and P^{-alpha min(2, beta)}; the width exponent that the paper
-    prints, min(2, beta), leaves out the variance.
+    At N = P both diverge (double descent). If all M modes can be learned, M at most N and P, M sigma^2/(P - M) is left.
+
+    Training is gradient flow from w(0) = 0, of any richness: the balance law of theory section 7 lets every component
+    with s > 0 be learned in the end, and where that leads, interpolation or least squares in the features A(0) psi,
+    does not depend on the order in which they are. Of gradient descent it is exact in the lazy limit.
+
+    For power laws the width alone leaves N^{-alpha min(1, beta)}, the samples alone P^{-alpha min(2, beta)}; the width
+    exponent that the paper prints, min(2, beta), leaves out the variance.
 
     Parameters
     ----------
     spectrum : PowerLawSpectrum or Spectrum
         The task.
     width : float, optional
-        N >= 1, need not be whole; at inf or beyond the number of modes nothing is left to lose.
+        N >= 1, need not be whole; inf if not given.
     n_samples : float, optional
         P >= 1, likewise. One of the two must be given.
+    label_noise : float
+        Standard deviation sigma >= 0 of the noise on the samples' labels (default 0); it does not count as loss itself.
 
     Returns
     -------
     float
+        Inf at N = P below the number of modes, and with label noise at P = M.
 
     Raises
     ------
     TypeError, ValueError
-        For arguments of the wrong type or range; if not exactly one of width and n_samples is given.
+        For arguments of the wrong type or range; if neither width nor n_samples is given.
 
     Notes
     -----
-    Milliseconds for power laws of any length, O(M) for explicit spectra. Theory section 9; Bordelon, Atanasov &
-    Pehlevan, arXiv:2409.17858, Eqs. 12, 79.
+    Milliseconds for power laws of any length, O(M) for explicit spectra. Averaged over A(0) and data, to leading order
+    in 1/N and 1/P. Theory sections 7d and 9; Bordelon, Atanasov & Pehlevan, arXiv:2409.17858, Eqs. 12, 79.
 
     Examples
     --------
@@ -450,21 +461,39 @@ def bottleneck_loss(spectrum: Task, *, width: float | None = None, n_samples: fl
     >>> ratio = sf.bottleneck_loss(task, width=1e8) / sf.bottleneck_loss(task, width=1e6)
     >>> bool(abs(ratio / 100 ** -(1.5 * 0.5) - 1) < 0.01)
     True
+    >>> narrow, critical, wide = (sf.bottleneck_loss(task, width=n, n_samples=100) for n in (50, 99, 200))
+    >>> narrow < critical > wide
+    True
     """
-    if (width is None) == (n_samples is None):
-        raise ValueError("give exactly one of width and n_samples, got " + ("none" if width is None else "both"))
-    name, value = ("width", width) if n_samples is None else ("n_samples", n_samples)
-    size = as_float(name, value, minimum=1.0, allow_inf=True)
-    equivalent = DeterministicEquivalent(spectrum, size)
-    if size >= equivalent.n_modes:
-        return 0.0
-    if name == "width":
-        return equivalent.atom
+    if width is None and n_samples is None:
+        raise ValueError("give width, n_samples or both, got neither")
+    size, samples = (
+        math.inf if value is None else as_float(name, value, minimum=1.0, allow_inf=True)
+        for name, value in (("width", width), ("n_samples", n_samples))
+    )
+    noise = as_float("label_noise", label_noise, minimum=0.0) ** 2
+    smaller = min(size, samples)
+    equivalent = DeterministicEquivalent(spectrum, smaller)
+    n_modes = equivalent.n_modes
+    if smaller >= n_modes:
+        if noise == 0.0 or samples == math.inf:
+            return 0.0
+        return noise * n_modes / (samples - n_modes) if samples > n_modes else math.inf
     nodes, kappa = equivalent._nodes, equivalent.kappa_0
+    if size == samples:
+        return math.inf if noise + float(nodes.source.sum()) > 0.0 else 0.0
+    if samples == math.inf:
+        return equivalent.atom
+    if size < samples:
+        return (equivalent.atom + noise * (size / samples)) / (1.0 - size / samples)
     left = kappa / (kappa + nodes.eigenvalues)
     learned = nodes.eigenvalues / (kappa + nodes.eigenvalues)
-    # 1 - (1/P) sum learned^2 = (1/P) sum learned left
-    return float(nodes.source @ left**2) * size / float(nodes.counts @ (learned * left))
+    # P - F = sum learned left
+    room = float(nodes.counts @ (learned * left))
+    loss = float(nodes.source @ left**2) * samples / room
+    # F = sum learned^2 itself, since P - room has no digits where little is learned of any mode
+    loss += noise * (float(nodes.counts @ learned**2) / room)
+    return loss + (equivalent.atom + noise) * (1.0 / (size / samples - 1.0))
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ positive measures on the eigenvalues s of X: the source measure mu (weights (e_s
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,7 @@ from scalefield._validate import as_count, as_float, as_seed, as_vector
 from scalefield.quadrature import check_rtol, condense
 from scalefield.spectrum import Task
 
-__all__ = ["SpectralMeasure"]
+__all__ = ["SpectralMeasure", "streamed_triangle"]
 
 Array = NDArray[np.float64]
 
@@ -244,28 +245,34 @@ def _from_features(root: Array, power: Array, n: int, seed: int, block: int) -> 
     """
     m = root.size
     scale = root / np.sqrt(n)
-    # The leading modes keep their digits in a QR decomposition of rows of falling size. What follows them is at most of
-    # the order of the smallest s, and may be squared.
-    head = min(m, 2 * n) if m > 4 * n else m
-    triangle = np.empty((0, n + 1))
-    for first in range(0, head, block):
-        last = min(first + block, head)
-        triangle = _triangle(np.concatenate([triangle, _rows(first, last, n, seed, scale, power)]))
-    if head < m:
-        squares = np.zeros((n + 1, n + 1))
-        for first in range(head, m, block):
-            part = _rows(first, min(first + block, m), n, seed, scale, power)
-            squares += part.T @ part
-        size = np.sqrt(np.diagonal(squares))
-        size = np.where(size > 0.0, size, 1.0)
-        values, vectors = np.linalg.eigh(squares / np.multiply.outer(size, size))
-        triangle = _triangle(np.concatenate([triangle, (np.sqrt(np.maximum(values, 0.0)) * vectors).T * size]))
+    triangle = streamed_triangle(lambda first, last: _rows(first, last, n, seed, scale, power), m, n + 1, block)
     left, root_s, _ = svd(triangle[:n, :n], check_finite=False)
     weights = (triangle[:n, n] @ left) ** 2
     s = root_s**2
     kept = s > 0.0
     atom = float(triangle[n, n] ** 2) + float(weights[~kept].sum())
     return SpectralMeasure(s[kept], weights[kept], s[kept], np.ones(int(kept.sum())), atom)
+
+
+def streamed_triangle(rows: Callable[[int, int], Array], m: int, n_columns: int, block: int) -> Array:
+    """R of the QR decomposition of m rows, of falling size, that are made as they are needed: rows(first, last)."""
+    # The leading modes keep their digits in a QR decomposition of rows of falling size. What follows them is at most of
+    # the order of the smallest s, and may be squared.
+    head = min(m, 2 * n_columns - 2) if m > 4 * (n_columns - 1) else m
+    triangle = np.empty((0, n_columns))
+    for first in range(0, head, block):
+        last = min(first + block, head)
+        triangle = _triangle(np.concatenate([triangle, rows(first, last)]))
+    if head < m:
+        squares = np.zeros((n_columns, n_columns))
+        for first in range(head, m, block):
+            part = rows(first, min(first + block, m))
+            squares += part.T @ part
+        size = np.sqrt(np.diagonal(squares))
+        size = np.where(size > 0.0, size, 1.0)
+        values, vectors = np.linalg.eigh(squares / np.multiply.outer(size, size))
+        triangle = _triangle(np.concatenate([triangle, (np.sqrt(np.maximum(values, 0.0)) * vectors).T * size]))
+    return triangle
 
 
 def _from_all_modes(root: Array, coefficients: Array, power: Array, n: int, seed: int, block: int) -> SpectralMeasure:

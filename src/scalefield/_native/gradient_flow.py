@@ -404,7 +404,7 @@ def locate(
         int_vector,  # panel_of
         *[vector] * 2,  # position, g_at
         *[matrix] * 2,  # learned_out, unlearned_out
-        complex_matrix,  # ray_unlearned_out
+        *[complex_matrix] * 2,  # ray_learned_out, ray_unlearned_out
     )
 )
 def evaluate(
@@ -420,6 +420,7 @@ def evaluate(
     g_at: Array,
     learned_out: Array,
     unlearned_out: Array,
+    ray_learned_out: ComplexArray,
     ray_unlearned_out: ComplexArray,
 ) -> None:
     """y and 1 - y for each rate (by decreasing size) at positions on panels, these in their order.
@@ -502,11 +503,12 @@ def evaluate(
             )  # fmt: skip
             inverse = 1.0 / g_at[j]
             for q in range(n_rates):
-                part = x_here[q] * inverse
-                learned_out[j, q], unlearned_out[j, q] = (1.0 - part, part) if q < n_learned else (part, 1.0 - part)
+                here = x_here[q] * inverse
+                learned_out[j, q], unlearned_out[j, q] = (1.0 - here, here) if q < n_learned else (here, 1.0 - here)
             for q in range(n_rays):
                 a, b = real_here[q] * inverse, imag_here[q] * inverse
-                ray_unlearned_out[j, q] = complex(a, b) if q < n_ray_learned else complex(1.0 - a, -b)
+                found, other = complex(a, b), complex(1.0 - a, -b)
+                ray_learned_out[j, q], ray_unlearned_out[j, q] = (other, found) if q < n_ray_learned else (found, other)
             j += 1
         x[0], real[0], imag[0] = x[DEGREE], real[DEGREE], imag[DEGREE]
         g = _polynomial(coefficients[panel], 1.0)

@@ -33,25 +33,21 @@ def made_features(function: Callable[[Any], Any], uniform: Array) -> Array:
 
 def fill_samples(plan: Plan, run: int, first: int, samples_out: NDArray[Any]) -> None:
     """xi[mu, k] = psi[mu, k]/sqrt(lambda_k) of a run's data set for modes from `first` on; first is a multiple of 4."""
-    from scalefield._native import rng
+    from scalefield._native import data_set, rng
 
-    key = rng.stream_key(plan.seed, rng.DATA)
-    zero, word_run = np.uint64(0), np.uint64(run)
     kind = KINDS[plan.features] if isinstance(plan.features, str) else rng.PROBABILITY
-    for mu in range(samples_out.shape[0]):
-        rng.fill_features(kind, *key, np.uint64(mu), word_run, zero, np.uint64(first // 4), samples_out[mu])
+    data_set.fill_samples(kind, *rng.stream_key(plan.seed, rng.DATA), run, first, samples_out)
     if not isinstance(plan.features, str):
         samples_out[...] = made_features(plan.features, samples_out)
 
 
 def sample_noise(plan: Plan, run: int) -> Array:
     """sigma eps_mu, the label noise of a run's data set."""
-    from scalefield._native import rng
+    from scalefield._native import data_set, rng
 
     noise = np.zeros(int(plan.model.n_samples))
     if plan.model.label_noise > 0.0:
-        zero = np.uint64(0)
-        rng.fill_normals(*rng.stream_key(plan.seed, rng.DATA_NOISE), np.uint64(run), zero, zero, zero, noise)
+        data_set.fill_sample_noise(*rng.stream_key(plan.seed, rng.DATA_NOISE), run, noise)
     return plan.model.label_noise * noise
 
 
