@@ -47,7 +47,7 @@ def extrapolated(losses):
 def test_streams_of_the_data_set(first):
     """Mode k of sample mu is lane k % 4 of block (k // 4, mu, run, 0); noise of sample mu of (mu // 4, run, 0, 0)."""
     found = np.empty((5, 7))
-    native_data.fill_samples(*rng.stream_key(9, rng.DATA), 3, first, found)
+    native_data.fill_samples(rng.GAUSSIAN, *rng.stream_key(9, rng.DATA), 3, first, found)
     expected = normals(stream_key(9, DATA), first + 7, np.arange(5), 3, 0)[:, first:]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-14)
     noise = np.empty(6)
