@@ -1,6 +1,6 @@
 """One data set, three ways: the closed-form flow, the simulation and the two-time march meet at small learning rates.
 
-Deviations are of first order in the learning rate: at eta = 1e-3 below 1% of the losses here, and twice as large at 2 eta.
+Deviations are of first order in the learning rate: at eta = 1e-3 below 1% of the losses here, twice that at 2 eta.
 """
 
 import numpy as np
