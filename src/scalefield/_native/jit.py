@@ -22,6 +22,7 @@ __all__ = [
     "float64_pair",
     "four_words",
     "int64",
+    "int_matrix",
     "int_vector",
     "jit",
     "matrix",
@@ -58,6 +59,7 @@ precisions = ((vector, matrix), (vector32, matrix32))
 complex_vector = _types.complex128[::1]
 complex_matrix = _types.complex128[:, ::1]
 int_vector = _types.int64[::1]
+int_matrix = _types.int64[:, ::1]
 byte_vector = _types.uint8[::1]
 # Tuples: (status, step), three counts, two deviates, the words of a Philox block.
 status_and_step = _types.UniTuple(int64, 2)

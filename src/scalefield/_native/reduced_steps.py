@@ -13,6 +13,9 @@ U diag(e) U^T, c = e^{-1/2} U^T A(0) Lambda w*, rest^2 = |u|^2 - |c|^2 and every
 
 with z_b, xi_b, eps_b standard normal: the law of the literal run, at a cost that does not depend on the number of
 modes.
+
+On P fixed samples (offline) their features phi_mu = U^T A(0) psi_mu and labels y_mu = w* . psi_mu + sigma eps_mu take the
+place of the random z_b: e_mu = y_mu - phi_mu . theta, v_2 = (1/B) sum_mu phi_mu e_mu over all samples or a batch of them.
 """
 
 from __future__ import annotations
@@ -20,11 +23,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from scalefield._native.jit import byte_vector, float64, int64, jit, precisions, status_and_step, uint64
+from scalefield._native.jit import byte_vector, float64, int64, int_matrix, jit, precisions, status_and_step, uint64
 from scalefield._native.rng import fill_normals
 from scalefield._native.weight_steps import DIVERGED, OK, STOPPED, add_rows, add_scaled, dot, update_rows
 
-__all__ = ["advance"]
+__all__ = ["advance", "advance_on_samples"]
 
 Array = NDArray[np.float64]
 
@@ -171,6 +174,83 @@ def advance(
             for i in range(n):
                 # v2 = sqrt(e) sum_b z_b e_b/B
                 v2_out[i] *= root[i] * inverse_batch_size
+        update_rows(0, n, v2_out, w_out, learning_rate, gain, mixing_out, scratch_out, stop)
+        if stop[0] != 0:
+            return STOPPED, t
+        for i in range(n):
+            theta_out[i] = inverse_width * scratch_out[i]
+    return OK, t_last
+
+
+@jit(
+    [
+        status_and_step(
+            *[int64] * 3,  # t_first .. n_steps
+            *[float64] * 6,  # learning_rate .. rest
+            *[vector] * 2,  # root, c
+            matrix,  # samples
+            vector,  # labels
+            int_matrix,  # batches
+            vector,  # w
+            matrix,  # mixing
+            *[vector] * 4,  # theta, d, v2, scratch
+            byte_vector,  # stop
+            float64[::1],  # loss
+        )
+        for vector, matrix in precisions
+    ]
+)
+def advance_on_samples(
+    t_first: int,
+    t_last: int,
+    n_steps: int,
+    learning_rate: float,
+    gamma: float,
+    inverse_batch_size: float,
+    inverse_width: float,
+    threshold: float,
+    rest: float,
+    root: Array,
+    c: Array,
+    samples: Array,
+    labels: Array,
+    batches: NDArray[np.int64],
+    w_out: Array,
+    mixing_out: Array,
+    theta_out: Array,
+    d_out: Array,
+    v2_out: Array,
+    scratch_out: Array,
+    stop: NDArray[np.uint8],
+    loss_out: Array,
+) -> tuple[int, int]:
+    """`advance` on fixed samples: rows of `samples`, shape (P, n), and their labels, shape (P,).
+
+    batches[t - t_first] are the samples of step t; with no column it is all of them.
+    """
+    n = root.size
+    size = batches.shape[1] if batches.shape[1] > 0 else samples.shape[0]
+    gain = learning_rate * gamma * inverse_width
+    for t in range(t_first, t_last):
+        loss = rest * rest
+        for i in range(n):
+            # d = c - sqrt(e) theta
+            d_out[i] = c[i] - root[i] * theta_out[i]
+        loss += dot(d_out, d_out)
+        loss_out[t - t_first] = loss
+        if not loss <= threshold:
+            return DIVERGED, t
+        if t >= n_steps:
+            break
+        for i in range(n):
+            v2_out[i] = 0.0
+        for b in range(size):
+            if stop[0] != 0:
+                return STOPPED, t
+            row = samples[batches[t - t_first, b]] if batches.shape[1] > 0 else samples[b]
+            label = labels[batches[t - t_first, b]] if batches.shape[1] > 0 else labels[b]
+            # v2 = (1/B) sum_mu phi_mu (y_mu - phi_mu . theta)
+            add_scaled(inverse_batch_size * (label - dot(row, theta_out)), row, v2_out)
         update_rows(0, n, v2_out, w_out, learning_rate, gain, mixing_out, scratch_out, stop)
         if stop[0] != 0:
             return STOPPED, t

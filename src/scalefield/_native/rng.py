@@ -34,6 +34,10 @@ stream         value  counter                                 lane
 `DATA`         6      (k // 4, mu, run, 0) for mode k of      k % 4
                       sample mu of a data set
 `DATA_NOISE`   7      (mu // 4, run, 0, 0), its label noise   mu % 4
+`BATCHES`      8      (b // 4, 0, step, run), which sample b  b % 4
+                      of a batch is; (mu // 4, 1, epoch,
+                      run), the key by which an epoch is
+                      sorted
 =============  =====  ======================================  ==================
 
 Other features than Gaussian ones take one word each, word k % 4 of the same block: their sign is the word's highest
@@ -61,6 +65,7 @@ from numpy.typing import NDArray
 from scalefield._native.jit import float64, float64_pair, four_words, int64, jit, precisions, uint64, void
 
 __all__ = [
+    "BATCHES",
     "DATA",
     "DATA_NOISE",
     "FEATURES",
@@ -89,6 +94,7 @@ REST = 4
 TAIL = 5
 DATA = 6
 DATA_NOISE = 7
+BATCHES = 8
 
 # Kinds of features.
 GAUSSIAN = 0

@@ -58,6 +58,7 @@ class Checkpoint:
             "features": plan.features if isinstance(plan.features, str) else _name(plan.features),
             "statistics": list(plan.statistics),
             "modes": None if plan.modes is None else plan.modes.tolist(),
+            "replacement": plan.replacement,
         }
         # As the file gives them back.
         self._settings: dict[str, Any] = json.loads(json.dumps(settings))

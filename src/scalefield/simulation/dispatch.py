@@ -20,11 +20,13 @@ from scalefield.errors import BackendUnavailableError, DivergenceError, Interrup
 from scalefield.model import Model
 from scalefield.simulation.checkpoint import Checkpoint, stored_seed
 from scalefield.simulation.ensemble import Ensemble
-from scalefield.simulation.literal import KINDS, Literal
+from scalefield.simulation.literal import Literal
+from scalefield.simulation.offline import LiteralOffline, ReducedOffline
 from scalefield.simulation.plan import Plan
 from scalefield.simulation.reduced import Reduced
 from scalefield.simulation.reduction import modes_kept
 from scalefield.simulation.result import Simulation
+from scalefield.simulation.samples import KINDS
 from scalefield.simulation.statistics import STATISTICS
 
 __all__ = ["simulate"]
@@ -35,7 +37,14 @@ logger = logging.getLogger(__name__)
 _COUNTER_LIMIT = 2**32
 # Up to this number of steps all are recorded by record="log".
 _ALL_STEPS = 1000
-_ENGINES: dict[str, Callable[[Plan, NDArray[np.uint8]], Any]] = {"literal": Literal, "reduced": Reduced}
+_METHODS = ("literal", "reduced")
+# By method, and whether a data set is reused.
+_ENGINES: dict[tuple[str, bool], Callable[[Plan, NDArray[np.uint8]], Any]] = {
+    ("literal", False): Literal,
+    ("literal", True): LiteralOffline,
+    ("reduced", False): Reduced,
+    ("reduced", True): ReducedOffline,
+}
 _DEVICES = ("cpu", "cuda")
 _DTYPES = ("float64", "float32")
 
@@ -53,6 +62,7 @@ def simulate(
     features: str | Callable[[Any], Any] = "gaussian",
     statistics: str | tuple[str, ...] | list[str] = (),
     modes: ArrayLike | None = None,
+    replacement: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: float = 60.0,
     progress: Progress | None = None,
@@ -74,9 +84,13 @@ def simulate(
 
     **literal**: features are drawn as M-vectors, of any law.
 
+    Offline, at finite n_samples, each run draws P samples and their label noise once. All of them make the gradient at
+    batch size inf, else batches drawn from them; the train loss is recorded as well.
+
     **reduced** (theory section 8): Gaussian batches enter only through A(0) psi and the target, which are jointly
     Gaussian; in the eigenbasis of A(0) Lambda A(0)^T a step costs the same whatever M. Its runs have the law of
-    literal ones, and the same A(0), but other batches. Spectra of any size, also infinite.
+    literal ones, and the same A(0), but other batches. Spectra of any size, also infinite. Offline the samples enter
+    through A(0) psi and their labels alone, whatever their law: the run is the literal one, to rounding.
 
     Parameters
     ----------
@@ -110,6 +124,9 @@ def simulate(
         of kernel and task; as in `FlowSolution`.
     modes : array_like of int, optional
         Modes k (from 0) whose errors v_0k are recorded, as `mode_errors`.
+    replacement : bool
+        Offline, how batches are drawn from the data set: independently, or (default) from a new random order of the
+        samples in every epoch of floor(P/B) steps.
     checkpoint : path, optional
         A file to write the state to now and then, and to go on from if it is there: the same call, after whatever
         ended it, continues bit for bit. Kept at the end, when it holds the finished runs.
@@ -159,6 +176,7 @@ def simulate(
     reduced: N^2 M/2 operations once a run (A(0) is made block by block and never held), then B N deviates, 4 B N
     operations and for gamma > 0 6 N^2 a step; some 6 N x N arrays a thread. Of power laws with more than 2^20 modes the
     first 2^18 are taken so, the others by the law of their sum; `tail` on the result bounds what that leaves out.
+    Offline M N P operations more, then 4 N P a full-batch step (4 N B with batches).
 
     References
     ----------
@@ -182,13 +200,13 @@ def simulate(
         if seed is None:
             # The same call goes on with the seed that was drawn first.
             seed = stored_seed(checkpoint)
-    plan = _plan(model, n_steps, n_runs, seed, method, device, record, dtype, features, statistics, modes)
+    plan = _plan(model, n_steps, n_runs, seed, method, device, record, dtype, features, statistics, modes, replacement)
     model.warn_if_unstable()
     if device == "cuda":
         raise BackendUnavailableError("device 'cuda' needs the package numba-cuda, which is not installed")
 
     stop = np.zeros(1, dtype=np.uint8)
-    engine = _ENGINES[plan.method](plan, stop)
+    engine = _ENGINES[plan.method, model.is_offline](plan, stop)
     n_threads = min(thread_count(), plan.n_runs)
     n_columns = plan.record_steps.size * (1 + len(plan.statistics) + (0 if plan.modes is None else plan.modes.size))
     curve_bytes = 8 * (plan.n_runs + 1) * n_columns
@@ -261,6 +279,7 @@ def _plan(
     features: str | Callable[[Any], Any],
     statistics: str | tuple[str, ...] | list[str],
     modes: ArrayLike | None,
+    replacement: bool,
 ) -> Plan:
     """Check everything once."""
     if not isinstance(model, Model):
@@ -268,7 +287,7 @@ def _plan(
     n_steps = _as_counter("n_steps", n_steps)
     n_runs = _as_counter("n_runs", n_runs)
     seed = as_seed("seed", seed)
-    _check_choice("method", method, ("auto", *_ENGINES))
+    _check_choice("method", method, ("auto", *_METHODS))
     _check_choice("device", device, _DEVICES)
     _check_choice("dtype", dtype, _DTYPES)
     if not callable(features):
@@ -283,21 +302,35 @@ def _plan(
     if math.isfinite(model.batch_size):
         _as_counter("model.batch_size", model.batch_size)
     n_modes = model.spectrum.n_modes
+    if not isinstance(replacement, bool):
+        raise TypeError(f"replacement must be True or False, got {replacement!r} of type {type(replacement).__name__}")
     if model.is_offline:
-        raise NotImplementedError("n_samples must be inf: training on a fixed data set cannot be simulated yet")
+        _as_counter("model.n_samples", model.n_samples)
+        if math.isfinite(model.batch_size) and model.batch_size > model.n_samples and not replacement:
+            raise ValueError(
+                f"batch_size must be at most n_samples = {model.n_samples} without replacement, got {model.batch_size}"
+            )
+    elif replacement:
+        raise ValueError("replacement is for batches from a data set, of a finite n_samples; got n_samples inf")
     if method == "auto":
-        method = "reduced" if features == "gaussian" and _reduced_is_cheaper(model, n_steps) else "literal"
+        reducible = features == "gaussian" or model.is_offline
+        method = "reduced" if reducible and _reduced_is_cheaper(model, n_steps) else "literal"
     if method == "literal" and n_modes is None:
         raise ValueError(
             "model.spectrum must have finitely many modes for the literal method, got infinitely many; "
             "give n_modes to PowerLawSpectrum"
         )
     if method == "reduced":
-        if features != "gaussian":
+        if model.is_offline and modes_kept(model.spectrum) != n_modes:
+            raise ValueError(
+                "model.spectrum must have at most 2**20 modes for a data set, which is made mode by mode, got "
+                f"{'infinitely many' if n_modes is None else n_modes}; give n_modes to PowerLawSpectrum"
+            )
+        if features != "gaussian" and not model.is_offline:
             raise ValueError(f"features must be 'gaussian' for the reduced method, got {features!r}")
         if math.isinf(model.width):
             raise ValueError("width must be finite for the reduced method, got inf")
-    if features != "gaussian" and math.isinf(model.batch_size):
+    if features != "gaussian" and math.isinf(model.batch_size) and not model.is_offline:
         raise ValueError(f"batch_size must be finite for features other than 'gaussian', got inf with {features!r}")
     return Plan(
         model=model,
@@ -310,6 +343,7 @@ def _plan(
         features=features,
         statistics=names,
         modes=_as_modes(modes, n_modes),
+        replacement=replacement,
     )
 
 
@@ -321,6 +355,12 @@ def _reduced_is_cheaper(model: Model, n_steps: int) -> bool:
         return True
     n, n_modes = float(model.width), float(model.spectrum.n_modes)
     batch = 0.0 if math.isinf(model.batch_size) else float(model.batch_size)
+    if model.is_offline:
+        # Samples are projected once; each costs 4 operations a feature or mode and step.
+        n_samples = float(model.n_samples)
+        size = n_samples if math.isinf(model.batch_size) else batch
+        reduced = 0.2 * n * n_modes * (n + 2.0 * n_samples) + n_steps * 4.0 * size * n
+        return reduced < n_steps * 4.0 * n_modes * (n + size)
     mixing = 6.0 * n * n if model.is_rich else 0.0
     small = min(n, n_modes)
     kept = float(modes_kept(model.spectrum))

@@ -71,6 +71,8 @@ class Ensemble:
         shape = (plan.n_runs, plan.record_steps.size)
         self.loss = np.full(shape, np.nan)
         self.records = {name: np.full(shape, np.nan) for name in plan.statistics}
+        if plan.model.is_offline:
+            self.records["train_loss"] = np.full(shape, np.nan)
         if plan.modes is not None:
             self.records["mode_errors"] = np.full((*shape, plan.modes.size), np.nan)
         # What methods say of the modes that they do not take one by one.

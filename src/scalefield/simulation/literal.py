@@ -14,20 +14,24 @@ from numpy.typing import NDArray
 from scalefield._threads import thread_count
 from scalefield.model import Model
 from scalefield.simulation.plan import Plan
+from scalefield.simulation.samples import KINDS, made_features
 from scalefield.simulation.statistics import KernelStatistics
 
-__all__ = ["KINDS", "Literal"]
+__all__ = ["Literal", "LiteralWorker"]
 
 Array = NDArray[np.float64]
 
-# Laws of features, and their numbers in `_native.rng`.
-KINDS = {"gaussian": 0, "rademacher": 1, "uniform": 2}
 _GIVEN = 4
 
 # Elementary operations of a step from which its passes are shared among threads: some 0.3 ms.
 _SHARED_WORK = 2e6
 # Batches up to this size are kept between the two passes over them; larger ones only if A(0) is larger still.
 _KEPT_BATCH_BYTES = 2**26
+# Data sets up to this size are held; of larger ones only those that batches are drawn from, or no larger than A(0).
+_KEPT_SAMPLE_BYTES = 2**30
+
+# Where the features of a pass come from: words (step, run), kind and key of the generator, and the array they are in.
+Source = tuple[int, int, int, tuple[Any, Any], NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class _Sizes:
     mixing: tuple[int, int]
     batch: int
     features: tuple[int, int]
+    samples: tuple[int, int]
     sums: tuple[int, int]
     partial: tuple[int, int]
     itemsize: int
@@ -53,6 +58,14 @@ class _Sizes:
         n = n_modes if infinite_width else int(model.width)
         projection = (0, 0) if infinite_width else (n_modes, n)
         batch = 0 if math.isinf(model.batch_size) else int(model.batch_size)
+        samples = (0, 0)
+        if model.is_offline:
+            n_samples = int(model.n_samples)
+            held = max(_KEPT_SAMPLE_BYTES, math.prod(projection) * itemsize)
+            if batch > 0 or given or n_samples * n_modes * itemsize <= held:
+                samples = (n_samples, n_modes)
+            given = batch > 0
+            batch = batch or n_samples
         keep = given or batch * n_modes * itemsize <= max(_KEPT_BATCH_BYTES, math.prod(projection) * itemsize)
         return cls(
             n_modes=n_modes,
@@ -60,7 +73,9 @@ class _Sizes:
             projection=projection,
             mixing=(n, n) if model.is_rich else (0, 0),
             batch=batch,
-            features=(batch, n_modes) if keep else (4 * LANES, MODE_BLOCK),
+            # Full batches use the samples where they are.
+            features=(batch, n_modes) if keep and not (samples[0] and not given) else (4 * LANES, MODE_BLOCK),
+            samples=samples,
             sums=(LANES, n),
             partial=(-(-n_modes // MODE_BLOCK), 1 + batch),
             itemsize=itemsize,
@@ -68,7 +83,7 @@ class _Sizes:
 
     @property
     def bytes_per_worker(self) -> int:
-        matrices = (self.projection, self.mixing, self.features, self.sums)
+        matrices = (self.projection, self.mixing, self.features, self.samples, self.sums)
         vectors = 2 * self.n_modes + 3 * self.n + 2 * self.batch
         return self.itemsize * (sum(map(math.prod, matrices)) + vectors) + 8 * math.prod(self.partial)
 
@@ -186,13 +201,7 @@ class LiteralWorker:
             rng.fill_features(
                 rng.PROBABILITY, *key, np.uint64(b), np.uint64(t), np.uint64(run), np.uint64(0), uniform[b]
             )
-        made = np.asarray(function(uniform))
-        if made.shape != uniform.shape or made.dtype.kind not in "fiu":
-            raise ValueError(
-                f"features must return real numbers of shape {uniform.shape}, "
-                f"got shape {made.shape} and dtype {made.dtype}"
-            )
-        self.features[...] = made
+        self.features[...] = made_features(function, uniform)
 
     def _advance(self, run: int, kind: int, t_first: int, t_last: int, loss_out: Array) -> tuple[int, int]:
         if self.shared.threads_per_run > 1:
@@ -241,18 +250,14 @@ class LiteralWorker:
         from scalefield._native import rng
 
         shared, plan = self.shared, self.shared.plan
-        model, batch = plan.model, shared.sizes.batch
+        model = plan.model
         feature_key = rng.stream_key(plan.seed, rng.FEATURES)
         noise_key = rng.stream_key(plan.seed, rng.LABEL_NOISE)
-        gain = model.learning_rate * model.gamma * shared.inverse_width
         with ThreadPoolExecutor(shared.threads_per_run - 1, thread_name_prefix="scalefield") as pool:
             for t in range(t_first, t_last):
                 training = t < plan.n_steps
-                errors = (
-                    t, run, kind, int(training), batch, *feature_key, shared.target, shared.root_eigenvalues,
-                    self.projection, self.theta, self.u, self.v1, self.features, self.sums, self.partial, shared.stop,
-                )  # fmt: skip
-                if not self._share(pool, steps.first_pass, errors):
+                source = (t, run, kind, feature_key, self.features)
+                if not self._find_errors(pool, source, training):
                     return steps.STOPPED, t
                 loss = steps.gather_first(
                     t, run, len(self.partial), *noise_key, model.label_noise, self.partial, self.residual, self.noise
@@ -262,21 +267,45 @@ class LiteralWorker:
                     return steps.DIVERGED, t
                 if not training:
                     break
-                gradient = (
-                    t, run, kind, *feature_key, model.inverse_batch_size, shared.root_eigenvalues, self.projection,
-                    self.residual, self.v1, self.features, self.sums, shared.stop,
-                )  # fmt: skip
-                if batch > 0 and not self._share(pool, steps.second_pass, gradient):
+                if not self._move_weights(pool, source, model.inverse_batch_size):
                     return steps.STOPPED, t
-                if self.projection.shape[0] == 0:
-                    self.v2[:] = self.v1
-                else:
-                    steps.gather_sums(1.0, self.sums, self.v2)
-                weights = (self.v2, self.w, model.learning_rate, gain, self.mixing, self.sums, shared.stop)
-                if not self._share(pool, steps.weights_pass, weights):
-                    return steps.STOPPED, t
-                steps.gather_sums(shared.inverse_width, self.sums, self.theta)
         return steps.OK, t_last
+
+    def _find_errors(self, pool: ThreadPoolExecutor, source: Source, training: bool) -> bool:
+        """First pass over A(0); False if stopped."""
+        from scalefield._native.literal_steps import first_pass
+
+        shared = self.shared
+        t, run, kind, key, features = source
+        arguments = (
+            t, run, kind, int(training), shared.sizes.batch, *key, shared.target, shared.root_eigenvalues,
+            self.projection, self.theta, self.u, self.v1, features, self.sums, self.partial, shared.stop,
+        )  # fmt: skip
+        return self._share(pool, first_pass, arguments)
+
+    def _move_weights(self, pool: ThreadPoolExecutor, source: Source, inverse_batch_size: float) -> bool:
+        """Second pass over A(0), w and G; False if stopped."""
+        from scalefield._native import literal_steps as steps
+
+        shared, model = self.shared, self.shared.plan.model
+        t, run, kind, key, features = source
+        if shared.sizes.batch > 0:
+            arguments = (
+                t, run, kind, *key, inverse_batch_size, shared.root_eigenvalues, self.projection, self.residual,
+                self.v1, features, self.sums, shared.stop,
+            )  # fmt: skip
+            if not self._share(pool, steps.second_pass, arguments):
+                return False
+        if self.projection.shape[0] == 0:
+            self.v2[:] = self.v1
+        else:
+            steps.gather_sums(1.0, self.sums, self.v2)
+        gain = model.learning_rate * model.gamma * shared.inverse_width
+        weights = (self.v2, self.w, model.learning_rate, gain, self.mixing, self.sums, shared.stop)
+        if not self._share(pool, steps.weights_pass, weights):
+            return False
+        steps.gather_sums(shared.inverse_width, self.sums, self.theta)
+        return True
 
     def _share(self, pool: ThreadPoolExecutor, function: Any, arguments: tuple[Any, ...]) -> bool:
         """Do all lanes of a pass, some by other threads; False if stopped."""

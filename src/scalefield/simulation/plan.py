@@ -36,6 +36,8 @@ class Plan:
         What is recorded beside the loss: "weight_norm", "kernel_scale", "spike", "alignment".
     modes : ndarray of int64
         Modes whose errors are recorded, counted from 0.
+    replacement : bool
+        Whether batches from a data set are drawn with replacement.
     """
 
     model: Model
@@ -48,8 +50,9 @@ class Plan:
     features: str | Callable[..., Any] = "gaussian"
     statistics: tuple[str, ...] = ()
     modes: NDArray[np.int64] | None = None
+    replacement: bool = False
 
     @property
     def records_state(self) -> bool:
         """Whether anything but the loss is recorded."""
-        return bool(self.statistics) or self.modes is not None
+        return bool(self.statistics) or self.modes is not None or self.model.is_offline

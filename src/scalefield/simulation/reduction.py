@@ -13,7 +13,7 @@ from scipy.linalg import eigh
 from scalefield.quadrature import _power_sum
 from scalefield.spectrum import PowerLawSpectrum, Task
 
-__all__ = ["Reduction", "modes_kept", "reduce_projection", "reduction_bytes"]
+__all__ = ["Reduction", "modes_kept", "projection_rows", "reduce_projection", "reduction_bytes"]
 
 Array = NDArray[np.float64]
 
@@ -40,6 +40,8 @@ class Reduction:
         sqrt(|u|^2 - |c|^2).
     modes : ndarray, shape (K, n)
         U^T A(0)_k of the modes asked for.
+    vectors : ndarray, shape (N, n)
+        U.
     tail : float
         Where far modes were drawn by their law: the norm 2 sqrt(N sum lambda^2) of their random part over the smallest
         eigenvalue; 0 if there were none. The law is exact but for cumulants of third order, of relative size K^{-1/2}
@@ -50,6 +52,7 @@ class Reduction:
     c: Array
     rest: float
     modes: Array
+    vectors: Array
     tail: float
 
 
@@ -91,7 +94,7 @@ def reduce_projection(
             if stop[0]:
                 return
             last = min(first + _BLOCK, kept)
-            rows = root[first:last, None] * _columns(seed, run, first, last, width)
+            rows = root[first:last, None] * projection_rows(seed, run, first, last, width)
             sums[lane][0][...] += rows.T @ rows
             sums[lane][1][...] += (root[first:last] * target[first:last]) @ rows
 
@@ -122,14 +125,16 @@ def reduce_projection(
     # No rest if the features span all modes that have variance.
     spanned = kept == spectrum.n_modes and np.count_nonzero(present) >= np.count_nonzero(eigenvalues)
     rest = 0.0 if spanned else math.sqrt(max(0.0, spectrum.total_target_power - float(c @ c)))
-    chosen = np.array([_columns(seed, run, int(k), int(k) + 1, width)[0] for k in modes]).reshape(modes.size, width)
+    chosen = np.zeros((modes.size, width))
+    for i, k in enumerate(modes):
+        chosen[i] = projection_rows(seed, run, int(k), int(k) + 1, width)
     tail = 0.0
     if fluctuation > 0.0:
         tail = fluctuation / float(e[-1]) if e[-1] > 0.0 else math.inf
-    return Reduction(np.where(present, e, 0.0), c, rest, chosen @ vectors, tail)
+    return Reduction(np.where(present, e, 0.0), c, rest, chosen @ vectors, vectors, tail)
 
 
-def _columns(seed: int, run: int, first: int, last: int, width: int) -> Array:
+def projection_rows(seed: int, run: int, first: int, last: int, width: int) -> Array:
     """A(0)^T for modes first..last-1, shape (last - first, N)."""
     from scalefield._native import literal_steps, rng
 

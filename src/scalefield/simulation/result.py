@@ -34,6 +34,8 @@ class Simulation(Result):
         Precision of weights and features.
     features : str
         Their law.
+    train_loss : ndarray, shape (n_runs, T), or None
+        Offline: mean of the squared residuals over the samples, label noise included.
     weight_norm, kernel_scale, spike, alignment : ndarray, shape (n_runs, T), or None
         The statistics asked for; see `simulate`.
     modes : ndarray of int64, shape (K,), or None
@@ -52,6 +54,7 @@ class Simulation(Result):
     method: str = "literal"
     dtype: str = "float64"
     features: str = "gaussian"
+    train_loss: Array | None = None
     weight_norm: Array | None = None
     kernel_scale: Array | None = None
     spike: Array | None = None
@@ -83,6 +86,14 @@ class Simulation(Result):
             return np.full(self.steps.size, np.nan)
         error: Array = self.loss.std(axis=0, ddof=1) / np.sqrt(self.n_runs)
         return error
+
+    @property
+    def generalization_gap(self) -> Array | None:
+        """Test loss on labels as noisy as those of the samples, less the train loss, shape (n_runs, T); None online."""
+        if self.train_loss is None:
+            return None
+        gap: Array = self.loss + self.model.label_noise**2 - self.train_loss
+        return gap
 
     def __repr__(self) -> str:
         final = f"{self.mean[-1]:.6g}"
