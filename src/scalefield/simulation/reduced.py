@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scalefield._projection import modes_kept
 from scalefield._threads import thread_count
 from scalefield.simulation.plan import Plan
-from scalefield.simulation.reduction import Reduction, modes_kept, reduce_projection, reduction_bytes
+from scalefield.simulation.reduction import Reduction, reduce_projection, reduction_bytes
 from scalefield.simulation.statistics import KernelStatistics
 
 __all__ = ["Reduced"]

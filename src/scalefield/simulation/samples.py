@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scalefield._projection import projection_rows
 from scalefield.simulation.plan import Plan
-from scalefield.simulation.reduction import projection_rows
 
 __all__ = ["KINDS", "batches_of", "fill_samples", "made_features", "project_samples", "sample_noise"]
 
