@@ -119,7 +119,9 @@ def test_version_and_help():
         (["curve", "spectrum.txt"], "must end in .npz or .csv"),
         (["curve", "--alpha", "0.9", "--beta", "0.5", "--modes", "inf", "--runs", "0"], "alpha must be greater than 1"),
         (["curve", "--alpha", "1.5", "--beta", "-1"], "beta must be a finite number greater than 0, got -1"),
-        (["curve", "--alpha", "1.5", "--beta", "1", "--modes", "inf"], "give --runs 0 or --modes M"),
+        (["curve", "--alpha", "1.5", "--beta", "1", "--modes", "inf", "--width", "inf"], "give --runs 0 or --modes M"),
+        (["curve", "--alpha", "1.5", "--beta", "1", "--modes", "inf", "--samples", "9"], "modes with a data set"),
+        (["curve", "digits", "--samples", "0"], "n_samples must be an integer of at least 1, got 0"),
         (["curve", "digits", "--width", "0"], "width must be an integer of at least 1, got 0"),
         (["curve", "digits", "--width", "few"], "'few' is neither an integer nor inf"),
         (["curve", "digits", "--batch-size", "-2"], "batch_size must be an integer of at least 1, got -2"),
@@ -185,7 +187,7 @@ def test_interrupt_writes_what_is_finished(tmp_path, monkeypatch):
     """Ctrl-C while runs are simulated: exit code 130, the theory and the finished runs on disk."""
     finished = []
 
-    def interrupted(model, n_steps, n_runs, seed, progress):
+    def interrupted(model, n_steps, n_runs, seed, record, progress):
         finished.append(sf.simulate(model, n_steps, 3, seed))
         raise Interrupted("interrupted with 3 of 4 runs finished", finished[0])
 
@@ -207,3 +209,27 @@ def test_interrupt_before_anything_is_finished_is_one_line(tmp_path, monkeypatch
     assert stop.value.code == 130
     assert capsys.readouterr().err.strip() == "scalefield: interrupted"
     assert not list(tmp_path.iterdir())
+
+
+def test_data_set(tmp_path):
+    """--samples: train loss beside test loss in the table, the .csv, the .npz and the picture; full batches."""
+    arguments = ["curve", "digits", "--samples", "40", "--label-noise", "0.3", "--steps", "30", "--runs", "3"]
+    result = CliRunner().invoke(commands, [*arguments, "--out", str(tmp_path)], standalone_mode=False)
+    assert result.return_value == 0, result.output
+    assert "batch inf, 40 samples, label noise 0.3" in result.output
+    assert "train" in result.output
+    header, first = [line for line in (tmp_path / "curve.csv").read_text().splitlines() if line[0] != "#"][:2]
+    row = dict(zip(header.split(","), map(float, first.split(",")), strict=True))
+    assert row["theory_train_loss"] == pytest.approx(row["theory_loss"] + 0.09)
+    assert row["theory_data_variance"] == 0.0
+    assert "theory_sgd_variance" not in row
+    with np.load(tmp_path / "curve.npz") as archive:
+        assert archive["simulation_train_loss"].shape == (3, 31)
+
+
+def test_infinitely_many_modes_are_simulated(tmp_path):
+    task = ["--alpha", "1.5", "--beta", "1", "--modes", "inf"]
+    arguments = ["curve", *task, "--width", "8", "--steps", "5", "--runs", "2"]
+    result = CliRunner().invoke(commands, [*arguments, "--out", str(tmp_path)], standalone_mode=False)
+    assert result.return_value == 0, result.output
+    assert "simulation" in result.output

@@ -40,7 +40,8 @@ def loss_curves(*solutions: DMFTSolution | FlowSolution | Simulation, ax: Axes |
         colour per model; theory curves as dashed lines, black, but in the model's colour where several
         models are drawn and this one has no simulation. Step 0 has no place on a logarithmic axis and is
         left out. Gradient flow alone is drawn against tau = learning rate x step, beside others dotted at
-        step tau/(learning rate).
+        step tau/(learning rate). Train losses of offline training are drawn as well: theory dash-dotted, simulations
+        thinner.
     ax : matplotlib Axes, optional
         Where to draw; a new figure if None.
 
@@ -103,6 +104,12 @@ def loss_curves(*solutions: DMFTSolution | FlowSolution | Simulation, ax: Axes |
         x, loss = _curve(solution, flow_alone)
         ax.plot(x, loss, style, color=colour, linewidth=1.4, zorder=3, label=f"_{label}" if label in drawn else label)
         drawn.add(label)
+        train = getattr(solution, "train_loss", None)
+        if train is not None:
+            label = f"{label}, train"
+            kept = solution.loss.size - x.size
+            ax.plot(x, train[kept:], "-.", color=colour, linewidth=1.0, label=f"_{label}" if label in drawn else label)
+            drawn.add(label)
     ax.set_xscale("log")
     ax.set_yscale("log")
     ends = [_curve(solution, flow_alone)[0] for solution in solutions]
@@ -112,7 +119,8 @@ def loss_curves(*solutions: DMFTSolution | FlowSolution | Simulation, ax: Axes |
         ax.set_xlim(left, right)
     _label_decades(ax)
     ax.set_xlabel(r"$\tau$ = learning rate $\times$ step" if flow_alone else "step")
-    ax.set_ylabel("test loss")
+    with_train = any(getattr(solution, "train_loss", None) is not None for solution in solutions)
+    ax.set_ylabel("loss" if with_train else "test loss")
     ax.grid(True, which="major", linewidth=0.4, alpha=0.5)
     ax.legend(frameon=False)
     return ax
@@ -131,15 +139,21 @@ def _curve(solution: Any, flow_alone: bool) -> tuple[Any, Any]:
 
 def _draw_simulation(ax: Axes, simulation: Simulation, colour: str, parameters: str) -> None:
     steps, mean = _curve(simulation, flow_alone=False)
-    runs = simulation.n_runs
     label = "simulation" + (f", {parameters}" if parameters else "")
-    if runs > 1:
-        margin = BAND * simulation.standard_error[1:]
+    runs = f" ({simulation.n_runs} runs, $\\pm$ {BAND:g} s.e.)" if simulation.n_runs > 1 else ""
+    _draw_band(ax, steps, mean, simulation.standard_error[1:], color=colour, linewidth=1.6, label=label + runs)
+    if simulation.train_loss is not None:
+        mean, error = simulation.train_mean[1:], simulation.train_standard_error[1:]
+        _draw_band(ax, steps, mean, error, color=colour, linewidth=0.8, label=f"{label}, train")
+
+
+def _draw_band(ax: Axes, steps: Any, mean: Any, error: Any, **style: Any) -> None:
+    if np.isfinite(error).all():
+        margin = BAND * error
         # A band reaching zero or below would leave a logarithmic axis.
         lower = np.maximum(mean - margin, 1e-3 * mean)
-        ax.fill_between(steps, lower, mean + margin, color=colour, alpha=0.3, linewidth=0)
-        label += rf" ({runs} runs, $\pm$ {BAND:g} s.e.)"
-    ax.plot(steps, mean, color=colour, linewidth=1.6, label=label)
+        ax.fill_between(steps, lower, mean + margin, color=style["color"], alpha=0.3, linewidth=0)
+    ax.plot(steps, mean, **style)
 
 
 def _differing_parameters(model: Model, models: Sequence[Model]) -> str:

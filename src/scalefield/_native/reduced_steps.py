@@ -14,8 +14,9 @@ U diag(e) U^T, c = e^{-1/2} U^T A(0) Lambda w*, rest^2 = |u|^2 - |c|^2 and every
 with z_b, xi_b, eps_b standard normal: the law of the literal run, at a cost that does not depend on the number of
 modes.
 
-On P fixed samples (offline) their features phi_mu = U^T A(0) psi_mu and labels y_mu = w* . psi_mu + sigma eps_mu take the
-place of the random z_b: e_mu = y_mu - phi_mu . theta, v_2 = (1/B) sum_mu phi_mu e_mu over all samples or a batch of them.
+On P fixed samples (offline) their features phi_mu = U^T A(0) psi_mu and labels y_mu = w* . psi_mu + sigma eps_mu take
+the place of the random z_b: e_mu = y_mu - phi_mu . theta, v_2 = (1/B) sum_mu phi_mu e_mu over all samples or a batch
+of them.
 """
 
 from __future__ import annotations

@@ -66,7 +66,15 @@ class _SizeOrInfinity(_FloatType):
 @click.option("--gamma", type=float, default=1.0, show_default=True, help="Richness; 0 is lazy.")
 @click.option("--learning-rate", type=float, default=0.1, show_default=True, help="Learning rate.")
 @click.option(
-    "--batch-size", type=_SizeOrInfinity(), default=32, show_default=True, help="Samples a step, or inf."
+    "--batch-size",
+    type=_SizeOrInfinity(),
+    help="Samples a step, or inf.  [default: 32; with --samples inf: all of them]",
+)
+@click.option(
+    "--samples",
+    type=_SizeOrInfinity(),
+    default=math.inf,
+    help="Size of a data set that every step reuses: train and test loss.  [default: inf, fresh samples]",
 )
 @click.option("--label-noise", type=float, default=0.0, show_default=True, help="Its standard deviation.")
 @click.option("--steps", type=int, default=500, show_default=True, help="Training steps.")
@@ -87,7 +95,8 @@ def curve(
     width: float,
     gamma: float,
     learning_rate: float,
-    batch_size: float,
+    batch_size: float | None,
+    samples: float,
     label_noise: float,
     steps: int,
     runs: int,
@@ -104,6 +113,7 @@ def curve(
       scalefield curve digits
       scalefield curve my_kernel.csv --width 256 --gamma 0 --out lazy
       scalefield curve --alpha 1.5 --beta 0.5 --width inf --runs 0
+      scalefield curve digits --samples 200 --label-noise 0.3
     """
     from rich.console import Console
 
@@ -113,15 +123,17 @@ def curve(
         width=width,
         gamma=gamma,
         learning_rate=learning_rate,
-        batch_size=batch_size,
+        batch_size=batch_size if batch_size is not None else 32 if math.isinf(samples) else math.inf,
         label_noise=label_noise,
+        n_samples=samples,
     )
     if runs < 0:
         raise ValueError(f"runs must be an integer of at least 0, got {runs}")
     if steps < 1:
         raise ValueError(f"steps must be an integer of at least 1, got {steps}")
-    if runs and spectrum.n_modes is None:
-        raise ValueError("runs must be 0 for a spectrum of infinitely many modes: give --runs 0 or --modes M")
+    if runs and spectrum.n_modes is None and (math.isinf(width) or model.is_offline):
+        where = "at infinite width" if math.isinf(width) else "with a data set"
+        raise ValueError(f"runs must be 0 for infinitely many modes {where}: give --runs 0 or --modes M")
     out.mkdir(parents=True, exist_ok=True)
     # Found out now, not when there are results to lose.
     if not os.access(out, os.W_OK | os.X_OK):
@@ -141,7 +153,7 @@ def curve(
             if runs and not interrupted:
                 try:
                     simulation = simulate(
-                        model, steps, runs, seed, progress=bar(f"simulation, {runs} runs", steps * runs)
+                        model, steps, runs, seed, record="all", progress=bar(f"simulation, {runs} runs", steps * runs)
                     )
                 except Interrupted as stop:
                     simulation, interrupted = stop.partial, True
@@ -217,20 +229,27 @@ def _columns(theory: DMFTSolution, simulation: Simulation | None) -> dict[str, A
         "theory_bias": theory.bias,
         "theory_feature_variance": theory.feature_variance,
         "theory_sgd_variance": theory.sgd_variance,
+        "theory_data_variance": theory.data_variance,
+        "theory_noise_variance": theory.noise_variance,
+        "theory_train_loss": theory.train_loss,
     }
     if simulation is not None:
         columns["simulation_mean"] = simulation.mean
         columns["simulation_standard_error"] = simulation.standard_error
-        columns["z_score"] = _z_scores(theory, simulation)
-    return columns
+        columns["z_score"] = _z_scores(theory.loss, simulation.mean, simulation.standard_error)
+        if theory.train_loss is not None:
+            mean, error = simulation.train_mean, simulation.train_standard_error
+            columns["simulation_train_mean"] = mean
+            columns["simulation_train_standard_error"] = error
+            columns["train_z_score"] = _z_scores(theory.train_loss, mean, error)
+    return {name: column for name, column in columns.items() if column is not None}
 
 
-def _z_scores(theory: DMFTSolution, simulation: Simulation) -> Any:
+def _z_scores(expected: Any, mean: Any, error: Any) -> Any:
     """(simulation mean - theory)/standard error; nan where there is no spread, as at step 0."""
-    error = simulation.standard_error
     z = np.full(error.shape, np.nan)
-    spread = error > 1e-12 * simulation.mean
-    z[spread] = (simulation.mean - theory.loss)[spread] / error[spread]
+    spread = error > 1e-12 * mean
+    z[spread] = (mean - expected)[spread] / error[spread]
     return z
 
 
@@ -252,6 +271,8 @@ def _write_npz(path: Path, theory: DMFTSolution, simulation: Simulation | None) 
     settings: dict[str, Any] = {"version": __version__, "model": theory.model.describe()}
     if simulation is not None:
         arrays["simulation_loss"] = simulation.loss
+        if simulation.train_loss is not None:
+            arrays["simulation_train_loss"] = simulation.train_loss
         settings["seed"] = simulation.seed
     write_archive(path, settings, arrays)
 
@@ -268,27 +289,39 @@ def _write_png(path: Path, theory: DMFTSolution, simulation: Simulation | None) 
 
 
 def _print_table(console: Console, task: str, theory: DMFTSolution, simulation: Simulation | None) -> None:
+    from rich import box
     from rich.table import Table
 
     console.print(f"{task}: {theory.model.summary()}", soft_wrap=True, highlight=False, markup=False)
     table = Table()
-    table.add_column("step", justify="right")
-    table.add_column("theory", justify="right")
-    z = None
-    if simulation is not None:
-        for name in ("simulation", "std. error", "z-score"):
-            table.add_column(name, justify="right")
-        z = _z_scores(theory, simulation)
+    names = ("theory", "simulation", "std. error", "z-score")
+    curves = [(names, 6, theory.loss, simulation and (simulation.mean, simulation.standard_error))]
+    if theory.train_loss is not None:
+        # Two curves side by side, in 80 columns.
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+        runs = simulation and (simulation.train_mean, simulation.train_standard_error)
+        curves = [
+            (("test", "runs", "s.e.", "z"), 5, *curves[0][2:]),
+            (("train", "runs", "s.e.", "z"), 5, theory.train_loss, runs),
+        ]
+    table.add_column("step", justify="right", no_wrap=True)
+    for names, _, _, runs in curves:
+        for column in names if runs else names[:1]:
+            table.add_column(column, justify="right", no_wrap=True)
     last = theory.n_steps
     shown = sorted({0, last, *np.unique(np.geomspace(1, last, 13).round().astype(int)).tolist()})
     for t in shown:
-        row = [str(t), f"{theory.loss[t]:.6g}"]
-        if simulation is not None and z is not None:
-            error = simulation.standard_error[t]
-            row += [
-                f"{simulation.mean[t]:.6g}",
-                "-" if math.isnan(error) else f"{error:.2g}",
-                "-" if math.isnan(z[t]) else f"{z[t]:+.2f}",
-            ]
+        row = [str(t)]
+        for _, digits, expected, runs in curves:
+            row.append(f"{expected[t]:.{digits}g}")
+            if runs:
+                mean, error = runs
+                z = _z_scores(expected, mean, error)[t]
+                row += [
+                    f"{mean[t]:.{digits}g}",
+                    # No spread is rounding errors.
+                    f"{error[t]:.2g}" if error[t] > 1e-12 * mean[t] else "-",
+                    "-" if math.isnan(z) else f"{z:+.2f}",
+                ]
         table.add_row(*row)
     console.print(table)

@@ -82,10 +82,20 @@ class Simulation(Result):
     @property
     def standard_error(self) -> Array:
         """Standard error of `mean`, from the sample variance over runs; nan for a single run."""
-        if self.n_runs < 2:
+        return _standard_error(self.loss)
+
+    @property
+    def train_mean(self) -> Array:
+        """Train loss averaged over runs, shape (T,); nan online."""
+        if self.train_loss is None:
             return np.full(self.steps.size, np.nan)
-        error: Array = self.loss.std(axis=0, ddof=1) / np.sqrt(self.n_runs)
-        return error
+        average: Array = self.train_loss.mean(axis=0)
+        return average
+
+    @property
+    def train_standard_error(self) -> Array:
+        """Standard error of `train_mean`; nan for a single run, and online."""
+        return np.full(self.steps.size, np.nan) if self.train_loss is None else _standard_error(self.train_loss)
 
     @property
     def generalization_gap(self) -> Array | None:
@@ -103,3 +113,10 @@ class Simulation(Result):
             f"Simulation({self.model.summary()}; seed {self.seed}, {self.n_runs} run(s), {self.n_steps} steps, "
             f"loss {self.mean[0]:.6g} -> {final})"
         )
+
+
+def _standard_error(curves: Array) -> Array:
+    if len(curves) < 2:
+        return np.full(curves.shape[1], np.nan)
+    error: Array = curves.std(axis=0, ddof=1) / np.sqrt(len(curves))
+    return error
