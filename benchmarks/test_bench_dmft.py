@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import scalefield as sf
-from reference_dmft import march_reference
+from reference_dmft import march_offline_reference, march_reference
 from scalefield.dmft import two_time
 from scalefield.dmft.spectral import solve_spectral
 from scalefield.resolvent import DeterministicEquivalent
@@ -125,3 +125,31 @@ def test_making_nodes(benchmark):
         return len(MODEL.spectrum.quadrature())
 
     assert benchmark(make) > 60
+
+
+@pytest.mark.parametrize("label_noise", [0.0, 0.5])
+def test_offline_thousand_steps(benchmark, label_noise):
+    """Full batches of 1,000 samples, infinite spectrum. The bar: 20 s and 4 GiB."""
+    model = MODEL.replace(batch_size=np.inf, n_samples=1000, label_noise=label_noise)
+    benchmark.group = "offline, 1,000 steps, whole call"
+    solution = benchmark.pedantic(lambda: sf.solve_dmft(model, 1000), rounds=3)
+    benchmark.extra_info["nodes"] = solution.n_nodes
+    assert solution.quadrature_error < 1e-11
+
+
+@pytest.mark.parametrize("engine", ["package", "numpy"])
+def test_offline_march_on_the_same_nodes(benchmark, engine):
+    """200 steps; NumPy with commuting responses, as the package."""
+    model = MODEL.replace(batch_size=np.inf, n_samples=1000)
+    nodes = nodes_of_the_march(200)
+    parameters = {"width": 256, "gamma": 1.0, "learning_rate": 0.1, "n_samples": 1000}
+    solve = {
+        "package": lambda: sf.solve_dmft(model, 200, nodes=nodes).loss,
+        "numpy": lambda: march_offline_reference(
+            nodes.eigenvalues, nodes.target_power, nodes.weights, 200, **parameters
+        )["loss"],
+    }
+    benchmark.group = "offline march, 200 steps, same nodes"
+    benchmark.extra_info["nodes"] = len(nodes)
+    loss = benchmark.pedantic(solve[engine], rounds=1 if engine == "numpy" else 5)
+    np.testing.assert_allclose(loss, solve["package"](), rtol=1e-9)

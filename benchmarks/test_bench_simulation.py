@@ -1,36 +1,57 @@
 """The simulation against plain NumPy, and its normal deviates against NumPy's.
 
-One run on one thread, BLAS included. Every entry of a group does the same amount of work, so the numbers in
-brackets are the ratios; `extra_info` has steps a second and million deviates a second.
+One run; the package and NumPy's BLAS use the threads they find (one deviate after the other is drawn on one thread by
+both). What a run makes once, A(0) or its reduction, is made beforehand. Every entry of a group does the same amount of
+work, so the numbers in brackets are the ratios; `extra_info` has milliseconds a step and million deviates a second.
+
+The plain versions: "numpy" is Eq. 4 with A(t) itself, "numpy, G" keeps A(t) = G(t) A(0), the cheaper form of the same
+step, and "numpy, reduced" is section 8. From "numpy, G" to "numpy, reduced" is the gain of the algorithm, from there to
+the package that of the kernels.
 """
 
 from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import pytest
 
 import scalefield as sf
-from cases_simulation import MODELS, N_DEVIATES, SEED
-from reference_simulation import initial_projection, losses, train
-from scalefield._native import literal_steps, rng
-from scalefield._threads import single_threaded_blas
-from scalefield.simulation import literal
+from cases_simulation import LITERAL, N_DEVIATES, REDUCED, SEED, SETUP
+from reference_simulation import REDUCED as REDUCED_STREAM
+from reference_simulation import REST as REST_STREAM
+from reference_simulation import initial_projection, losses, normals, stream_key, train
+from scalefield._native import rng
+from scalefield._threads import single_threaded_blas, thread_count
+from scalefield.simulation.literal import Literal
+from scalefield.simulation.plan import Plan
+from scalefield.simulation.reduced import Reduced
+from scalefield.simulation.reduction import Reduction, reduce_projection
+
+Draw = Callable[[int], tuple[np.ndarray, np.ndarray]]
 
 
-class Kernel:
-    """One run of the kernel, continued call by call; A(0) is made beforehand."""
+class Package:
+    """One run, made ready, whose steps are taken from the start again and again."""
 
-    def __init__(self, model: sf.Model, n_steps: int) -> None:
-        sizes = literal._Sizes.of(model, model.spectrum.n_modes)
-        self.ensemble = literal._Ensemble(model, n_steps, 1, SEED, sizes)
-        self.space = literal._Workspace(sizes)
-        key = rng.stream_key(SEED, rng.PROJECTION)
-        literal_steps.fill_projection(*key, 0, 0, self.ensemble.stop, self.space.projection)
+    def __init__(self, model: sf.Model, n_steps: int, method: str, dtype: str) -> None:
+        plan = Plan(model, n_steps, 1, SEED, method, np.arange(n_steps + 1), np.dtype(dtype))
+        shared = {"literal": Literal, "reduced": Reduced}[method](plan, np.zeros(1, dtype=np.uint8))
+        shared.allocate()
+        self.worker, self.n_steps = shared.worker(), n_steps
+        with single_threaded_blas():
+            assert self.worker.start(0)
+        self.initial = {name: array.copy() for name, array in self.worker.state.items()}
 
     def train(self) -> np.ndarray:
-        self.space.reset()
-        self.ensemble.train(0, self.space)
-        return self.ensemble.loss[0]
+        for name, array in self.worker.state.items():
+            array[...] = self.initial[name]
+        loss = np.empty(self.n_steps)
+        status, step = self.worker.advance(0, 0, self.n_steps, loss)
+        assert (status, step) == (0, self.n_steps)
+        return loss
 
 
 class PlainNumPy:
@@ -41,31 +62,170 @@ class PlainNumPy:
         self.eigenvalues, self.target = model.spectrum.modes(0, model.spectrum.n_modes)
         self.projection = initial_projection(SEED, 0, model.width, model.spectrum.n_modes)
 
+    def draws(self) -> Draw:
+        generator, roots, batch = np.random.default_rng(SEED), np.sqrt(self.eigenvalues), self.model.batch_size
+        return lambda step: (roots * generator.standard_normal((batch, roots.size)), np.zeros(batch))
+
     def train(self) -> np.ndarray:
-        model, generator = self.model, np.random.default_rng(SEED)
-        roots = np.sqrt(self.eigenvalues)
-
-        def draw(step: int) -> tuple[np.ndarray, np.ndarray]:
-            return roots * generator.standard_normal((model.batch_size, roots.size)), np.zeros(model.batch_size)
-
+        model = self.model
         curve = train(
-            self.eigenvalues, self.target, self.projection, model.learning_rate, model.gamma, draw, self.n_steps
+            self.eigenvalues,
+            self.target,
+            self.projection,
+            model.learning_rate,
+            model.gamma,
+            self.draws(),
+            self.n_steps - 1,
         )
         return np.array(list(curve))
 
 
-@pytest.mark.parametrize("engine", ["package", "numpy"])
-@pytest.mark.parametrize("case", MODELS)
-def test_training_step(benchmark, case, engine):
-    model, n_steps = MODELS[case]
-    # Both train the same model: same numbers in, same curve out, before anything is timed.
-    np.testing.assert_allclose(sf.simulate(model, 4, seed=SEED).loss[0], losses(model, SEED, 0, 4), rtol=1e-10)
-    runner = (PlainNumPy if engine == "numpy" else Kernel)(model, n_steps)
-    benchmark.group = f"{n_steps} training steps, {case}"
-    with single_threaded_blas():
-        benchmark.pedantic(runner.train, rounds=5, warmup_rounds=1)
+class PlainMixing(PlainNumPy):
+    """The same step with A(t) = G(t) A(0): two passes over A(0), none of them writing."""
+
+    def train(self) -> np.ndarray:
+        model, a, draw = self.model, self.projection, self.draws()
+        w, g, curve = np.zeros(model.width), np.eye(model.width), []
+        for step in range(self.n_steps):
+            v0 = self.target - a.T @ (g.T @ w / model.width)
+            curve.append(np.sum(self.eigenvalues * v0**2))
+            psi, noise = draw(step)
+            v2 = a @ (psi.T @ (psi @ v0 + noise) / noise.size)
+            w, g = advance(model, w, g, v2)
+        return np.array(curve)
+
+
+def advance(model: sf.Model, w: np.ndarray, g: np.ndarray, v2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """w + eta G v2 and G + (eta gamma/N) w v2^T, in place; G = 1 if lazy."""
+    if model.gamma == 0.0:
+        return w + model.learning_rate * v2, g
+    step = model.learning_rate * (g @ v2)
+    g += np.outer((model.learning_rate * model.gamma / model.width) * w, v2)
+    return w + step, g
+
+
+class PlainReduced:
+    """Section 8 with NumPy's generator, or the package's streams."""
+
+    def __init__(self, model: sf.Model, n_steps: int, reduction: Reduction, dtype: str) -> None:
+        self.model, self.n_steps, self.dtype, self.rest = model, n_steps, np.dtype(dtype).type, reduction.rest
+        self.root, self.c = np.sqrt(reduction.eigenvalues).astype(dtype), reduction.c.astype(dtype)
+
+    def draws(self) -> Draw:
+        generator, shape = np.random.default_rng(SEED), (self.model.batch_size, self.root.size)
+        return lambda step: (
+            generator.standard_normal(shape, dtype=self.dtype),
+            generator.standard_normal(shape[0], dtype=self.dtype),
+        )
+
+    def streams(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """The deviates of the package's run 0."""
+        batch = self.model.batch_size
+        z = normals(stream_key(SEED, REDUCED_STREAM), self.root.size, np.arange(batch), step, 0)
+        return z, normals(stream_key(SEED, REST_STREAM), batch, 0, step, 0)
+
+    def train(self, draw: Draw | None = None) -> np.ndarray:
+        model, root, n = self.model, self.root, self.root.size
+        draw = self.draws() if draw is None else draw
+        w, g = np.zeros(n, dtype=self.dtype), np.eye(n if model.gamma > 0.0 else 0, dtype=self.dtype)
+        rest, curve = self.dtype(self.rest), []
+        for step in range(self.n_steps):
+            theta = (g.T @ w if model.gamma > 0.0 else w) / self.dtype(model.width)
+            d = self.c - root * theta
+            curve.append(d @ d + rest**2)
+            z, xi = draw(step)
+            v2 = root * (z.T @ (z @ d + rest * xi)) / self.dtype(model.batch_size)
+            w, g = advance(model, w, g, v2)
+        return np.array(curve)
+
+
+def time_training(benchmark, runner, n_steps: int, rounds: int = 5) -> None:
+    benchmark.pedantic(runner.train, rounds=rounds, warmup_rounds=1)
     if benchmark.stats is not None:
-        benchmark.extra_info["steps_per_second"] = round(n_steps / benchmark.stats.stats.min, 1)
+        benchmark.extra_info["ms_per_step"] = round(1e3 * benchmark.stats.stats.min / n_steps, 4)
+        benchmark.extra_info["threads"] = thread_count()
+
+
+@pytest.mark.parametrize("engine", ["package", "numpy", "numpy, G"])
+@pytest.mark.parametrize("case", LITERAL)
+def test_literal_step(benchmark, case, engine):
+    model, n_steps = LITERAL[case]
+    if engine == "package":
+        runner = Package(model, n_steps, "literal", "float64")
+        # Both train the same model: same numbers in, same curve out, before anything is timed.
+        np.testing.assert_allclose(runner.train()[:4], losses(model, SEED, 0, 3), rtol=1e-10)
+    else:
+        runner = {"numpy": PlainNumPy, "numpy, G": PlainMixing}[engine](model, n_steps)
+    benchmark.group = f"{n_steps} literal steps, {case}"
+    time_training(benchmark, runner, n_steps)
+
+
+@cache
+def reduced_package(case: str) -> Package:
+    model, n_steps, dtype, _ = REDUCED[case]
+    return Package(model, n_steps, "reduced", dtype)
+
+
+@pytest.mark.parametrize(
+    ("case", "engine"),
+    [
+        pytest.param(case, engine, id=f"{case}-{engine}")
+        for case, (_, _, _, naive) in REDUCED.items()
+        for engine in ("package", "numpy, reduced", *(["numpy, G"] if naive else []))
+    ],
+)
+def test_reduced_step(benchmark, case, engine):
+    model, n_steps, dtype, _ = REDUCED[case]
+    package = reduced_package(case)
+    reduced = PlainReduced(model, n_steps, package.worker.reduction, dtype)
+    if engine == "package":
+        # The streams' deviates cost NumPy a second a million: three steps. Single precision rounds the weights.
+        start = PlainReduced(model, 3, package.worker.reduction, dtype)
+        expected = start.train(start.streams)
+        np.testing.assert_allclose(package.train()[:3], expected, rtol=1e-9 if dtype == "float64" else 1e-4)
+    runner = {"package": package, "numpy, reduced": reduced}.get(engine)
+    benchmark.group = f"{n_steps} reduced steps, {case}"
+    if runner is None:
+        runner = PlainMixing.__new__(PlainMixing)
+        runner.model, runner.n_steps = model, n_steps
+        runner.eigenvalues, runner.target = model.spectrum.modes(0, model.spectrum.n_modes)
+        # The reference's deviates would take minutes.
+        runner.projection = np.random.default_rng(SEED).standard_normal((model.width, model.spectrum.n_modes))
+    time_training(benchmark, runner, n_steps, rounds=1 if engine == "numpy, G" else 5)
+
+
+def plain_setup(spectrum: sf.PowerLawSpectrum, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """S = A(0) Lambda A(0)^T and its eigenvalues, in blocks too, with NumPy's generator."""
+    generator, covariance = np.random.default_rng(SEED), np.zeros((width, width))
+    for first in range(0, spectrum.n_modes, 4096):
+        eigenvalues, _ = spectrum.modes(first, min(first + 4096, spectrum.n_modes))
+        rows = np.sqrt(eigenvalues)[:, None] * generator.standard_normal((eigenvalues.size, width))
+        covariance += rows.T @ rows
+    return np.linalg.eigh(covariance)
+
+
+@pytest.mark.parametrize("engine", ["package", "numpy"])
+@pytest.mark.parametrize("case", SETUP)
+def test_setup(benchmark, case, engine):
+    """What a reduced run makes once, and the memory it takes at its most."""
+    spectrum, width = SETUP[case]
+
+    def package() -> np.ndarray:
+        with single_threaded_blas():
+            none, stop = np.zeros(0, dtype=np.int64), np.zeros(1, dtype=np.uint8)
+            return reduce_projection(spectrum, width, SEED, 0, thread_count(), none, stop).eigenvalues
+
+    function = package if engine == "package" else lambda: plain_setup(spectrum, width)[0][::-1]
+    benchmark.group = f"set-up, {case}"
+    tracemalloc.start()
+    try:
+        eigenvalues = benchmark.pedantic(function, rounds=1)
+        benchmark.extra_info["peak_megabytes"] = round(tracemalloc.get_traced_memory()[1] / 1e6)
+    finally:
+        tracemalloc.stop()
+    # tr S = sum_k lambda_k |a_k|^2, of mean N sum lambda and variance 2 N sum lambda^2: within 5 standard errors.
+    lam, _ = spectrum.modes(0, spectrum.n_modes)
+    assert abs(eigenvalues.sum() - width * lam.sum()) < 5.0 * np.sqrt(2.0 * width * (lam**2).sum())
 
 
 @pytest.mark.parametrize("engine", ["package", "numpy"])

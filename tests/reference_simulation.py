@@ -156,16 +156,15 @@ class DenseReduction:
         features, u = projection * np.sqrt(eigenvalues), np.sqrt(eigenvalues) * target
         e, vectors = np.linalg.eigh(features @ features.T)
         e, vectors = e[::-1][:n], vectors[:, ::-1][:, :n]
+        # Eigenvectors have signs such that c >= 0, without a target such that their first component is.
+        deciding = vectors.T @ (features @ u) if np.any(u) else vectors[0]
+        vectors = vectors * np.where(deciding < 0.0, -1.0, 1.0)
         # Directions without variance: rounding errors.
         e = np.where(e > 1e-14 * e[0], e, 0.0)
         c = np.where(e > 0.0, vectors.T @ (features @ u) / np.sqrt(np.where(e > 0.0, e, 1.0)), 0.0)
         # What no linear function of the features predicts.
         rest = np.linalg.norm(u - features.T @ np.linalg.lstsq(features.T, u, rcond=1e-13)[0])
         return cls(e, vectors, c, float(rest))
-
-    def signed(self, signs: Array) -> DenseReduction:
-        """Eigenvectors are defined up to their signs."""
-        return DenseReduction(self.e, self.vectors * signs, self.c * signs, self.rest)
 
 
 def reduced_states(

@@ -26,7 +26,7 @@ class ScalefieldError(Exception):
 
 
 class BackendUnavailableError(ScalefieldError, RuntimeError):
-    """The device or package that was asked for is absent; nothing else takes its place."""
+    """The device asked for cannot be used here; the message says what is missing. Nothing else is used instead."""
 
 
 class DivergenceError(ScalefieldError, ArithmeticError):

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from scalefield._projection import MOST_MODES, modes_kept
 from scalefield._steps import as_steps, log_spaced_steps
 from scalefield._threads import single_threaded_blas, thread_count
 from scalefield._validate import as_count, as_float, as_seed
-from scalefield.errors import BackendUnavailableError, DivergenceError, Interrupted
+from scalefield.errors import DivergenceError, Interrupted
 from scalefield.model import Model
 from scalefield.simulation.checkpoint import Checkpoint, stored_seed
 from scalefield.simulation.ensemble import Ensemble
@@ -25,6 +26,7 @@ from scalefield.simulation.literal import Literal
 from scalefield.simulation.offline import LiteralOffline, ReducedOffline
 from scalefield.simulation.plan import Plan
 from scalefield.simulation.reduced import Reduced
+from scalefield.simulation.reduction import Reduction, reduce_projection
 from scalefield.simulation.result import Simulation
 from scalefield.simulation.samples import KINDS
 from scalefield.simulation.statistics import STATISTICS
@@ -108,7 +110,9 @@ def simulate(
         "auto" (default) takes the cheaper one of those that apply, by a count of operations that does not depend on
         the machine; the result tells which.
     device : {"cpu", "cuda"}
-        Where to run. A device that is absent is an error; nothing else takes its place.
+        Where to run. A device that is absent is an error; nothing else takes its place. "cuda" (extra [cuda]) takes
+        Gaussian features, fresh batches and finite widths, and records the loss alone; with the same random numbers as
+        the processor, so that losses of one seed agree to rounding. Its speed has not been measured.
     record : {"log", "all"} or array_like of int
         Steps whose loss is kept: "log" (default) all up to 1,000, and 0 and 200 log-spaced ones of longer runs; or
         increasing steps from 0 to n_steps.
@@ -204,7 +208,9 @@ def simulate(
     plan = _plan(model, n_steps, n_runs, seed, method, device, record, dtype, features, statistics, modes, replacement)
     model.warn_if_unstable()
     if device == "cuda":
-        raise BackendUnavailableError("device 'cuda' needs the package numba-cuda, which is not installed")
+        if checkpoint is not None:
+            raise ValueError("checkpoint must be None on device 'cuda', which writes none")
+        return _simulate_on_cuda(plan, progress)
 
     stop = np.zeros(1, dtype=np.uint8)
     engine = _ENGINES[plan.method, model.is_offline](plan, stop)
@@ -242,18 +248,67 @@ def simulate(
         step, run = min((step, run) for run, (step, _) in ensemble.divergences.items())
         n_before = int(np.searchsorted(plan.record_steps, step))
         partial = _simulation(plan, ensemble, everything, n_before) if n_before else None
-        raise DivergenceError(
-            f"the loss of run {run} diverged at step {step} ({ensemble.divergences[run][1]:.3g}); learning_rate "
-            f"{model.learning_rate:g}, stability bound of the lazy dynamics {model.stability_bound:.6g}",
-            step,
-            partial,
-        )
+        raise _divergence(plan, run, step, f" ({ensemble.divergences[run][1]:.3g})", partial)
     return _simulation(plan, ensemble, everything, plan.record_steps.size)
+
+
+def _simulate_on_cuda(plan: Plan, progress: Progress | None) -> Simulation:
+    from scalefield.simulation.cuda import CudaRuns, require_cuda, simulate_on_cuda
+
+    if plan.model.is_offline:
+        raise ValueError(f"n_samples must be inf on device 'cuda', got {plan.model.n_samples}")
+    if plan.records_state:
+        raise ValueError("statistics and modes must be left out on device 'cuda', which records the loss alone")
+    require_cuda()
+    stop = np.zeros(1, dtype=np.uint8)
+    reductions: list[Reduction] = []
+    if plan.method == "reduced":
+        width, nothing = int(plan.model.width), np.zeros(0, dtype=np.int64)
+        with single_threaded_blas():
+            for run in range(plan.n_runs):
+                made = reduce_projection(plan.model.spectrum, width, plan.seed, run, thread_count(), nothing, stop)
+                assert made is not None
+                reductions.append(replace(made, vectors=np.zeros((0, 0))))
+
+    def result(runs: CudaRuns, kept: NDArray[np.bool_], n_records: int) -> Simulation:
+        return Simulation(
+            plan.model,
+            seed=plan.seed,
+            steps=plan.record_steps[:n_records].copy(),
+            loss=np.ascontiguousarray(runs.losses[kept, :n_records]),
+            method=plan.method,
+            dtype=plan.dtype.name,
+            device="cuda",
+            tail=max((reduction.tail for reduction in reductions), default=0.0),
+        )
+
+    n_records = plan.record_steps.size
+    try:
+        runs = simulate_on_cuda(plan, reductions, progress, stop)
+    except Interrupted as interrupt:
+        finished = interrupt.partial.finished
+        interrupt.partial = result(interrupt.partial, finished, n_records) if finished.any() else None
+        raise
+    everything = np.ones(plan.n_runs, dtype=bool)
+    if runs.divergences:
+        step, run = min((step, run) for run, step in runs.divergences.items())
+        n_before = int(np.searchsorted(plan.record_steps, step))
+        raise _divergence(plan, run, step, "", result(runs, everything, n_before) if n_before else None)
+    return result(runs, everything, n_records)
+
+
+def _divergence(plan: Plan, run: int, step: int, loss: str, partial: Simulation | None) -> DivergenceError:
+    return DivergenceError(
+        f"the loss of run {run} diverged at step {step}{loss}; learning_rate {plan.model.learning_rate:g}, stability "
+        f"bound of the lazy dynamics {plan.model.stability_bound:.6g}",
+        step,
+        partial,
+    )
 
 
 def _simulation(plan: Plan, ensemble: Ensemble, runs: NDArray[np.bool_], n_records: int) -> Simulation:
     """The result of some runs, up to some record."""
-    records = {name: np.ascontiguousarray(array[runs, :n_records]) for name, array in ensemble.records.items()}
+    records: dict[str, Any] = {name: np.ascontiguousarray(array[runs, :n_records]) for name, array in ensemble.records.items()}
     return Simulation(
         plan.model,
         seed=plan.seed,

@@ -34,6 +34,8 @@ class Simulation(Result):
         Precision of weights and features.
     features : str
         Their law.
+    device : str
+        Where it ran.
     train_loss : ndarray, shape (n_runs, T), or None
         Offline: mean of the squared residuals over the samples, label noise included.
     weight_norm, kernel_scale, spike, alignment : ndarray, shape (n_runs, T), or None
@@ -54,6 +56,7 @@ class Simulation(Result):
     method: str = "literal"
     dtype: str = "float64"
     features: str = "gaussian"
+    device: str = "cpu"
     train_loss: Array | None = None
     weight_norm: Array | None = None
     kernel_scale: Array | None = None
