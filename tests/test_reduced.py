@@ -29,8 +29,8 @@ from reference_simulation import (
 )
 from scalefield import _projection
 from scalefield._native import rng
-from scalefield.errors import BackendUnavailableError, DivergenceError, Interrupted, StabilityWarning
-from scalefield.simulation import dispatch, ensemble, reduction
+from scalefield.errors import DivergenceError, Interrupted, StabilityWarning
+from scalefield.simulation import ensemble, reduction
 from scalefield.simulation.reduction import reduce_projection
 
 simulate = partial(sf.simulate, method="reduced", record="all")
@@ -45,7 +45,7 @@ TASKS = {
     ),
     "one mode": sf.Spectrum([0.7], [1.3]),
     "no target": sf.Spectrum([1.0, 0.5, 0.2], [0.0, 0.0, 0.0]),
-    "five blocks of modes": sf.PowerLawSpectrum(1.2, 0.8, n_modes=4 * reduction._BLOCK + 77),
+    "five blocks of modes": sf.PowerLawSpectrum(1.2, 0.8, n_modes=4 * reduction.BLOCK + 77),
 }
 STATISTICS = ("weight_norm", "kernel_scale", "spike", "alignment")
 
@@ -667,15 +667,6 @@ def test_bad_input(arguments, error, message):
     settings = {"model": make(), "n_steps": 5, "n_runs": 1, "seed": 0, **arguments}
     with pytest.raises(error, match=message):
         sf.simulate(**settings)
-
-
-def test_an_absent_device_is_an_error(monkeypatch):
-    """Never another one instead."""
-    pytest.importorskip("scalefield")
-    if dispatch.__dict__.get("cuda_is_available", lambda: False)():
-        pytest.skip("a CUDA device is present")
-    with pytest.raises(BackendUnavailableError, match="cuda"):
-        sf.simulate(make(), 5, seed=0, device="cuda")
 
 
 def test_auto_takes_the_cheaper_method():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-__all__ = ["single_threaded_blas", "thread_count"]
+__all__ = ["share", "single_threaded_blas", "thread_count"]
 
 
 @cache
@@ -38,3 +39,13 @@ def thread_count() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def share(function: Callable[[int], None], n_items: int, n_threads: int) -> None:
+    """Call function(0), ..., function(n_items - 1), on up to n_threads threads."""
+    if n_threads > 1 and n_items > 1:
+        with ThreadPoolExecutor(min(n_threads, n_items), thread_name_prefix="scalefield") as pool:
+            list(pool.map(function, range(n_items)))
+    else:
+        for item in range(n_items):
+            function(item)

@@ -308,7 +308,9 @@ def _divergence(plan: Plan, run: int, step: int, loss: str, partial: Simulation 
 
 def _simulation(plan: Plan, ensemble: Ensemble, runs: NDArray[np.bool_], n_records: int) -> Simulation:
     """The result of some runs, up to some record."""
-    records: dict[str, Any] = {name: np.ascontiguousarray(array[runs, :n_records]) for name, array in ensemble.records.items()}
+    records: dict[str, Any] = {
+        name: np.ascontiguousarray(array[runs, :n_records]) for name, array in ensemble.records.items()
+    }
     return Simulation(
         plan.model,
         seed=plan.seed,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scalefield.simulation.literal import Literal, LiteralWorker, Source
 from scalefield.simulation.plan import Plan
 from scalefield.simulation.reduced import Reduced, ReducedWorker
+from scalefield.simulation.reduction import BLOCK, LANES
 from scalefield.simulation.samples import KINDS, batches_of, fill_samples, project_samples, sample_noise
 
 __all__ = ["LiteralOffline", "ReducedOffline"]
@@ -33,7 +34,7 @@ class ReducedOffline(Reduced):
     @property
     def bytes_per_worker(self) -> int:
         """Memory of one thread's workspace, and of the reduction and projection it makes."""
-        projection = 8 * self.n_samples * (4 * self.width + 2 * 2048)
+        projection = 8 * self.n_samples * (4 * self.width + LANES * BLOCK)
         return super().bytes_per_worker + self.plan.dtype.itemsize * self.n_samples * self.n + projection
 
     @property

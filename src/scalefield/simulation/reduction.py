@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,15 +10,16 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 
 from scalefield._projection import add_far_modes, modes_kept, projection_rows
+from scalefield._threads import share
 from scalefield.spectrum import Task
 
-__all__ = ["Reduction", "reduce_projection", "reduction_bytes"]
+__all__ = ["BLOCK", "LANES", "Reduction", "reduce_projection", "reduction_bytes"]
 
 Array = NDArray[np.float64]
 
 # Modes in a block of A(0), and sums to which blocks are dealt in turn: results do not depend on the threads.
-_BLOCK = 2048
-_LANES = 2
+BLOCK = 2048
+LANES = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +54,8 @@ class Reduction:
 
 def reduction_bytes(width: int, n_modes: int, n_threads: int) -> int:
     """Memory that a reduction takes."""
-    threads = min(n_threads, _LANES)
-    return 8 * (width * width * (_LANES + 3) + threads * width * min(_BLOCK, n_modes) * 2 + 4 * n_modes)
+    threads = min(n_threads, LANES)
+    return 8 * (width * width * (LANES + 3) + threads * width * min(BLOCK, n_modes) * 2 + 4 * n_modes)
 
 
 def reduce_projection(
@@ -74,25 +74,20 @@ def reduce_projection(
     kept = modes_kept(spectrum)
     eigenvalues, target = spectrum.modes(0, kept)
     root = np.sqrt(eigenvalues)
-    firsts = range(0, kept, _BLOCK)
+    firsts = range(0, kept, BLOCK)
     covariance, b = np.zeros((width, width)), np.zeros(width)
-    sums = [(np.zeros((width, width)), np.zeros(width)) for _ in range(min(_LANES, len(firsts)))]
+    sums = [(np.zeros((width, width)), np.zeros(width)) for _ in range(min(LANES, len(firsts)))]
 
     def add(lane: int) -> None:
         for first in firsts[lane :: len(sums)]:
             if stop[0]:
                 return
-            last = min(first + _BLOCK, kept)
+            last = min(first + BLOCK, kept)
             rows = root[first:last, None] * projection_rows(seed, run, first, last, width)
             sums[lane][0][...] += rows.T @ rows
             sums[lane][1][...] += (root[first:last] * target[first:last]) @ rows
 
-    if n_threads > 1 and len(sums) > 1:
-        with ThreadPoolExecutor(min(n_threads, len(sums))) as pool:
-            list(pool.map(add, range(len(sums))))
-    else:
-        for lane in range(len(sums)):
-            add(lane)
+    share(add, len(sums), n_threads)
     if stop[0]:
         return None
     for part, part_b in sums:

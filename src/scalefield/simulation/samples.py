@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scalefield._projection import projection_rows
+from scalefield._threads import share
 from scalefield.simulation.plan import Plan
+from scalefield.simulation.reduction import BLOCK, LANES
 
 __all__ = ["KINDS", "batches_of", "fill_samples", "made_features", "project_samples", "sample_noise"]
 
@@ -19,10 +20,6 @@ Array = NDArray[np.float64]
 
 # Laws of features, and their numbers in `_native.rng`.
 KINDS = {"gaussian": 0, "rademacher": 1, "uniform": 2}
-
-# Modes in a block, and sums to which blocks are dealt in turn: results do not depend on the threads.
-_BLOCK = 2048
-_LANES = 2
 
 
 def made_features(function: Callable[[Any], Any], uniform: Array) -> Array:
@@ -72,26 +69,21 @@ def project_samples(
     assert spectrum.n_modes is not None
     eigenvalues, target = spectrum.modes(0, spectrum.n_modes)
     root = np.sqrt(eigenvalues)
-    firsts = range(0, spectrum.n_modes, _BLOCK)
-    sums = [(np.zeros((n_samples, width)), np.zeros(n_samples)) for _ in range(min(_LANES, len(firsts)))]
+    firsts = range(0, spectrum.n_modes, BLOCK)
+    sums = [(np.zeros((n_samples, width)), np.zeros(n_samples)) for _ in range(min(LANES, len(firsts)))]
 
     def add(lane: int) -> None:
         for first in firsts[lane :: len(sums)]:
             if stop[0]:
                 return
-            last = min(first + _BLOCK, root.size)
+            last = min(first + BLOCK, root.size)
             samples = np.empty((n_samples, last - first))
             fill_samples(plan, run, first, samples)
             samples *= root[first:last]
             sums[lane][0][...] += samples @ projection_rows(plan.seed, run, first, last, width)
             sums[lane][1][...] += samples @ target[first:last]
 
-    if n_threads > 1 and len(sums) > 1:
-        with ThreadPoolExecutor(min(n_threads, len(sums))) as pool:
-            list(pool.map(add, range(len(sums))))
-    else:
-        for lane in range(len(sums)):
-            add(lane)
+    share(add, len(sums), n_threads)
     if stop[0]:
         return None
     features = sum((part for part, _ in sums[1:]), sums[0][0])
