@@ -1,4 +1,4 @@
-"""One A(0) for theory and simulation, also where far modes enter by the law of their sum.
+"""One A(0) for theory and simulation, also where far modes enter by the law of their sum; and the memory it takes.
 
 Lazy population descent is linear: run 0 of a seed has the loss L(t) = mu((1 - eta s)^{2t}) + mu_0 with the source
 measure of its own projection. Both sides are computed from S = A(0) Lambda A(0)^T in different ways (eigenvectors of S,
@@ -8,12 +8,15 @@ and QR decompositions of A(0) Lambda^{1/2}): rounding, some 1e-13 of the loss; 1
 from __future__ import annotations
 
 import math
+import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
 
 import scalefield as sf
 from scalefield import _projection
+from scalefield.simulation import dispatch
 from scalefield.simulation.plan import Plan
 from scalefield.simulation.reduced import Reduced
 
@@ -96,3 +99,31 @@ def test_memory_of_reduced_runs_does_not_grow_with_the_batch():
         )
         sizes[batch_size] = engine.bytes_per_worker
     assert sizes[4_000_000] - sizes[4] == 8 * 2 * (4_000_000 - 4)
+
+
+OBSERVED = [{}, {"modes": [0]}, {"statistics": "alignment"}, {"statistics": ("spike", "weight_norm"), "modes": [3, 5]}]
+
+
+@pytest.mark.parametrize("options", OBSERVED, ids=["loss", "modes", "alignment", "spike and modes"])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("method", ["literal", "reduced"])
+def test_memory_taken_is_what_was_asked_for(monkeypatch, method, dtype, options):
+    """The peak of what is allocated, against what is required of the machine before; 1 MiB for everything small.
+
+    A(0) of 9,000 x 400 is 27 MiB in double precision: a copy of it, or a 400 x 400 matrix more (1.2 MiB), would show.
+    """
+    required: list[int] = []
+    monkeypatch.setattr(dispatch, "require_memory", lambda needed, what: required.append(needed))
+    monkeypatch.setenv("SCALEFIELD_NUM_THREADS", "2")
+    model = sf.Model(sf.PowerLawSpectrum(1.5, 0.5, 9000), width=400, gamma=1.0, batch_size=8)
+    call = partial(sf.simulate, model, 3, seed=0, method=method, dtype=dtype, **options)
+    # Kernels are loaded and nodes kept by a first call.
+    call()
+    tracemalloc.start()
+    try:
+        call()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < required[-1] + 2**20, (peak / 2**20, required[-1] / 2**20)
+    assert peak > 0.5 * required[-1]

@@ -13,7 +13,7 @@ from scalefield._projection import modes_kept
 from scalefield._threads import thread_count
 from scalefield.simulation.plan import Plan
 from scalefield.simulation.reduction import Reduction, reduce_projection, reduction_bytes
-from scalefield.simulation.statistics import KernelStatistics
+from scalefield.simulation.statistics import KernelStatistics, observation_bytes
 
 __all__ = ["Reduced"]
 
@@ -48,6 +48,7 @@ class Reduced:
         itemsize, n = self.plan.dtype.itemsize, self.n
         mixing = n * n if self.plan.model.is_rich else 0
         state = itemsize * (mixing + n * (self.held + 7) + 2 * self.batch)
+        state += observation_bytes(self.plan, n, 0)
         return state + reduction_bytes(self.width, modes_kept(self.plan.model.spectrum), self.threads_per_run)
 
     @property

@@ -83,7 +83,8 @@ def reduce_projection(
             if stop[0]:
                 return
             last = min(first + BLOCK, kept)
-            rows = root[first:last, None] * projection_rows(seed, run, first, last, width)
+            rows = projection_rows(seed, run, first, last, width)
+            rows *= root[first:last, None]
             sums[lane][0][...] += rows.T @ rows
             sums[lane][1][...] += (root[first:last] * target[first:last]) @ rows
 
@@ -93,9 +94,11 @@ def reduce_projection(
     for part, part_b in sums:
         covariance += part
         b += part_b
+    sums.clear()
     fluctuation = add_far_modes(spectrum, seed, run, covariance, b)
     n = width if spectrum.n_modes is None else min(width, spectrum.n_modes)
-    e, vectors = eigh(covariance, overwrite_a=True, check_finite=False)
+    # Transposed, the symmetric matrix is in LAPACK's order and not copied.
+    e, vectors = eigh(covariance.T, overwrite_a=True, check_finite=False)
     e, vectors = np.maximum(e[::-1][:n], 0.0), vectors[:, ::-1][:, :n]
     turned = vectors.T @ b
     # Rounding must not decide the signs of eigenvectors: c >= 0, and U_0i >= 0 where the target has no part.
