@@ -620,3 +620,11 @@ def test_full_disk_half_way_through_a_file(tmp_path, monkeypatch, short_chunks):
     assert [entry.name for entry in tmp_path.iterdir()] == ["runs"]
     monkeypatch.undo()
     assert_equal(sf.simulate(MODEL, **call, checkpoint=path), found)
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path):
+    path = tmp_path / "state"
+    for name in (".state.abc.part", ".other.abc.part"):
+        (tmp_path / name).write_bytes(b"half")
+    sf.simulate(sf.Model(sf.PowerLawSpectrum(1.5, 0.5, 20), width=4, batch_size=4), 3, seed=0, checkpoint=path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".other.abc.part", "state"]

@@ -606,7 +606,12 @@ INFINITE = sf.PowerLawSpectrum(1.5, 0.5)
             ValueError,
             "features must be one of 'gaussian', 'rademacher', 'uniform', got 'cauchy'",
         ),
-        ({"features": 3}, TypeError, "features must be a string, got 3 of type int"),
+        ({"features": 3}, TypeError, "features must be a string or a function, got 3 of type int"),
+        (
+            {"model": make(spectrum=sf.PowerLawSpectrum(1.5, 0.5)), "modes": [0, 2**18]},
+            ValueError,
+            r"modes must be below 2\*\*18 for a spectrum whose far modes are not drawn",
+        ),
         (
             {"features": "uniform", "method": "reduced"},
             ValueError,

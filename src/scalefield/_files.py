@@ -60,6 +60,10 @@ def read_archive(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
     try:
         # Opened here, since numpy leaves a file that is not an archive open.
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            # An array that a damaged header makes smaller would be read without its checksum.
+            damaged = archive.zip.testzip()
+            if damaged is not None:
+                raise ValueError(f"{damaged} is damaged: another checksum")
             arrays = {name: archive[name] for name in archive.files}
         settings = json.loads(str(arrays.pop(_SETTINGS)))
         if not isinstance(settings, dict):

@@ -25,7 +25,8 @@ stream         value  counter                                 lane
 `LABEL_NOISE`  2      (b // 4, 0, step, run) for sample b     b % 4
 `REDUCED`      3      (i // 4, b, step, run) for component i  i % 4
                       of sample b in the eigenbasis of the
-                      features (eigenvalues decreasing)
+                      features: eigenvalues decreasing, signs
+                      such that the target's parts c are >= 0
 `REST`         4      (b // 4, 0, step, run), the part of     b % 4
                       sample b outside the features' span
 `TAIL`         5      (i // 4, j, run, 0), entry i <= j < N   i % 4

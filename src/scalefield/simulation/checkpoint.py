@@ -6,8 +6,8 @@ import json
 import logging
 import os
 import warnings
-import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,16 +79,15 @@ class Checkpoint:
         OSError
             If it cannot be read, or its folder not be written to.
         """
+        # What a process that was killed while it wrote has left.
+        for left in self.path.parent.glob(f".{self.path.name}.*.part"):
+            with suppress(OSError):
+                left.unlink()
         if not self.exists():
             # A folder that cannot be written to is told before any work.
             self._write(loss_out, records_out, finished_out, {})
             return {}
         settings, arrays = read_archive(self.path)
-        # An array that a damaged header made smaller was read without its checksum.
-        with zipfile.ZipFile(self.path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise ScalefieldError(f"{self.path}: damaged, its part {damaged} has another checksum")
         runs = settings.pop("under_way", None)
         if settings.get("class") != "Checkpoint" or settings.get("format") != _FORMAT or runs is None:
             raise ScalefieldError(f"{self.path}: not a checkpoint of this version of scalefield")

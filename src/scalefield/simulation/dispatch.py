@@ -349,6 +349,10 @@ def _plan(
     _check_choice("device", device, _DEVICES)
     _check_choice("dtype", dtype, _DTYPES)
     if not callable(features):
+        if not isinstance(features, str):
+            raise TypeError(
+                f"features must be a string or a function, got {features!r} of type {type(features).__name__}"
+            )
         _check_choice("features", features, tuple(KINDS))
     if not isinstance(statistics, (str, tuple, list)):
         raise TypeError(
@@ -379,8 +383,12 @@ def _plan(
             "model.spectrum must have finitely many modes for the literal method, got infinitely many; "
             "give n_modes to PowerLawSpectrum"
         )
+    chosen = _as_modes(modes, n_modes)
     if method == "reduced":
-        if model.is_offline and modes_kept(model.spectrum) != n_modes:
+        kept = modes_kept(model.spectrum)
+        if chosen is not None and kept != n_modes and chosen.max() >= kept:
+            raise ValueError(f"modes must be below 2**18 for a spectrum whose far modes are not drawn, got {modes!r}")
+        if model.is_offline and kept != n_modes:
             raise ValueError(
                 "model.spectrum must have at most 2**20 modes for a data set, which is made mode by mode, got "
                 f"{'infinitely many' if n_modes is None else n_modes}; give n_modes to PowerLawSpectrum"
