@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from scalefield._memory import available_memory, format_bytes, require_memory
 from scalefield._progress import Progress
-from scalefield._projection import MOST_MODES, modes_kept
+from scalefield._projection import modes_kept
 from scalefield._steps import as_steps, log_spaced_steps
 from scalefield._threads import single_threaded_blas, thread_count
 from scalefield._validate import as_count, as_float, as_seed
@@ -364,7 +364,6 @@ def _plan(
     if math.isfinite(model.batch_size):
         _as_counter("model.batch_size", model.batch_size)
     n_modes = model.spectrum.n_modes
-    chosen = _as_modes(modes, n_modes)
     if not isinstance(replacement, bool):
         raise TypeError(f"replacement must be True or False, got {replacement!r} of type {type(replacement).__name__}")
     if model.is_offline:
@@ -397,12 +396,6 @@ def _plan(
             raise ValueError(f"features must be 'gaussian' for the reduced method, got {features!r}")
         if math.isinf(model.width):
             raise ValueError("width must be finite for the reduced method, got inf")
-        if chosen is not None and chosen.max() >= modes_kept(model.spectrum):
-            # Their sum has a law, but the single ones have no place in it.
-            raise ValueError(
-                f"modes must be below {modes_kept(model.spectrum)} for spectra of more than {MOST_MODES} modes, whose "
-                f"far modes are not followed one by one, got {int(chosen.max())}"
-            )
     if features != "gaussian" and math.isinf(model.batch_size) and not model.is_offline:
         raise ValueError(f"batch_size must be finite for features other than 'gaussian', got inf with {features!r}")
     return Plan(
