@@ -27,6 +27,7 @@ from reference_simulation import (
     train,
     weight_statistics,
 )
+from scalefield import _projection
 from scalefield._native import rng
 from scalefield.errors import DivergenceError, Interrupted, StabilityWarning
 from scalefield.simulation import ensemble, reduction
@@ -220,8 +221,8 @@ def test_far_modes_law_against_streaming(monkeypatch):
     bias in the moments. A variance of n samples has the relative error sqrt((2 + excess)/n) with an excess of kurtosis
     below 12 sum lambda^4/(sum lambda^2)^2 < 0.3 here. 2 x 28 comparisons at 4.5 standard errors: false alarms 4e-4.
     """
-    monkeypatch.setattr(reduction, "MOST_MODES", 64)
-    monkeypatch.setattr(reduction, "_HEAD", 64)
+    monkeypatch.setattr(_projection, "MOST_MODES", 64)
+    monkeypatch.setattr(_projection, "HEAD", 64)
     spectrum, width, n_runs = sf.PowerLawSpectrum(1.2, 0.5, n_modes=8192), 4, 1500
     eigenvalues, target = spectrum.modes(64, 8192)
     assert 12.0 * (eigenvalues**4).sum() / (eigenvalues**2).sum() ** 2 < 0.3
@@ -231,7 +232,7 @@ def test_far_modes_law_against_streaming(monkeypatch):
     by_law, one_by_one = np.empty((2, n_runs, rows.size + width))
     for run in range(n_runs):
         covariance, b = np.zeros((width, width)), np.zeros(width)
-        norm = reduction._add_tail(spectrum, 64, 7, run, covariance, b)
+        norm = _projection.add_far_modes(spectrum, 7, run, covariance, b)
         np.testing.assert_array_equal(covariance, covariance.T)
         by_law[run] = *covariance[rows, columns], *b
         a = generator.standard_normal((eigenvalues.size, width))
@@ -262,8 +263,8 @@ def test_far_modes_by_their_law_change_little(monkeypatch, batch_size):
     model = make(spectrum=sf.PowerLawSpectrum(1.5, 0.5, n_modes=2**18), width=8, batch_size=batch_size)
     whole = simulate(model, 100, n_runs=3, seed=1)
     assert whole.tail == 0.0
-    monkeypatch.setattr(reduction, "MOST_MODES", 2**12)
-    monkeypatch.setattr(reduction, "_HEAD", 2**12)
+    monkeypatch.setattr(_projection, "MOST_MODES", 2**12)
+    monkeypatch.setattr(_projection, "HEAD", 2**12)
     split = simulate(model, 100, n_runs=3, seed=1)
     assert 0.0 < split.tail < 2e-3
     change = np.abs(split.loss / whole.loss - 1.0)

@@ -159,7 +159,6 @@ def test_a_task_without_a_target():
     ("arguments", "error", "message"),
     [
         ((3.0, 4, 0), TypeError, "spectrum must be"),
-        ((sf.PowerLawSpectrum(1.5, 0.5), 4, 0), ValueError, "a realised projection needs a finite number of modes"),
         ((sf.PowerLawSpectrum(1.5, 0.5), math.inf, 0), ValueError, "n_modes must be finite"),
         ((sf.PowerLawSpectrum(1.5, 0.5, 9), 2.5, 0), ValueError, "^width must be an integer"),
         ((sf.PowerLawSpectrum(1.5, 0.5, 9), 0, 0), ValueError, "^width must be an integer of at least 1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,11 +23,54 @@ def _controller() -> Any:
     return ThreadpoolController()
 
 
+class _SharedLimit:
+    """One limit for all who ask for it: the first sets it, the last takes it back.
+
+    Each with a limit of its own, the first to end would give BLAS its threads back in the middle of another's work,
+    whose last digits depend on them, and the last would restore the one thread that it found.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._holders = 0
+        self._limit: Any = None
+
+    def acquire(self) -> None:
+        with self._lock:
+            if self._holders == 0:
+                _free_control()
+                self._limit = _controller().limit(limits=1, user_api="blas")
+            self._holders += 1
+
+    def release(self) -> None:
+        with self._lock:
+            self._holders -= 1
+            if self._holders == 0:
+                # The last to end need not be the first to have begun.
+                _free_control()
+                self._limit.restore_original_limits()
+                _free_control()
+
+
+def _free_control() -> None:
+    """Let this thread set limits: threadpoolctl 3.8 silently ignores all threads but the first to set one."""
+    for library in _controller().lib_controllers:
+        clear = getattr(library, "clear_controlling_thread", None)
+        if clear is not None:
+            clear(force=True)
+
+
+_blas_limit = _SharedLimit()
+
+
 @contextmanager
 def single_threaded_blas() -> Iterator[None]:
-    """Hold every BLAS of the process to one thread for the duration of the block."""
-    with _controller().limit(limits=1, user_api="blas"):
+    """Hold every BLAS of the process to one thread until the last of the blocks that run at the same time ends."""
+    _blas_limit.acquire()
+    try:
         yield
+    finally:
+        _blas_limit.release()
 
 
 def thread_count() -> int:

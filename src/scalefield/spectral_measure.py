@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.linalg import cholesky, qr, solve_triangular, svd
 
 from scalefield._memory import require_memory
+from scalefield._projection import add_far_modes, far_target_power, modes_kept, projection_rows
 from scalefield._threads import single_threaded_blas
 from scalefield._validate import as_count, as_float, as_seed, as_vector
 from scalefield.quadrature import check_rtol, condense
@@ -102,7 +103,7 @@ class SpectralMeasure:
         Parameters
         ----------
         spectrum : PowerLawSpectrum or Spectrum
-            The task, of finitely many modes M unless the width is infinite.
+            The task; of finitely many modes M if the width is infinite.
         width : int or inf
             N; at inf the eigenvalues are those of the modes.
         seed : int
@@ -116,7 +117,7 @@ class SpectralMeasure:
         Raises
         ------
         TypeError, ValueError
-            For arguments of the wrong type or range; for an infinite spectrum at finite width.
+            For arguments of the wrong type or range; for an infinite spectrum at infinite width.
         InsufficientMemoryError
             If N x N arrays do not fit.
 
@@ -125,6 +126,7 @@ class SpectralMeasure:
         O(N^2 M + N^3) in time, or O(M^2 N) if M < N, by BLAS and LAPACK: about a second for N = 512 and M = 1e5.
         O(N^2) in memory: blocks of A(0) are made as they are needed. Small eigenvalues, and the atom, have digits of
         their own (QR decompositions, no squares of what is large): relative errors of 1e-12 and less. Theory section 6.
+        Of power laws with more than 2^20 modes the far ones enter by the law of their sum, as in reduced runs.
 
         Examples
         --------
@@ -139,16 +141,14 @@ class SpectralMeasure:
         infinite = isinstance(width, (float, np.floating)) and math.isinf(width) and width > 0
         if not infinite:
             width = as_count("width", width)
-        if spectrum.n_modes is None:
-            if infinite:
-                raise ValueError("n_modes must be finite to list the modes one by one, got an infinite spectrum")
-            raise ValueError("n_modes must be finite: a realised projection needs a finite number of modes")
         if infinite:
+            if spectrum.n_modes is None:
+                raise ValueError("n_modes must be finite to list the modes one by one, got an infinite spectrum")
             eigenvalues, coefficients = spectrum.modes(0, spectrum.n_modes)
             kept = eigenvalues > 0.0
             eigenvalues = eigenvalues[kept]
             return cls(eigenvalues, eigenvalues * coefficients[kept] ** 2, eigenvalues, np.ones(eigenvalues.size))
-        return _realised(spectrum, spectrum.n_modes, int(width), seed)
+        return _realised(spectrum, int(width), seed)
 
     def merged(self, horizon: float, rtol: float = 1e-12) -> SpectralMeasure:
         r"""Fewer nodes that act alike: sums of decays e^{-s tau} up to tau = horizon keep a relative accuracy.
@@ -219,8 +219,10 @@ class SpectralMeasure:
         return float(self.weights @ self.eigenvalues)
 
 
-def _realised(spectrum: Task, n_modes: int, n: int, seed: int) -> SpectralMeasure:
-    small = min(n, n_modes)
+def _realised(spectrum: Task, n: int, seed: int) -> SpectralMeasure:
+    n_modes = modes_kept(spectrum)
+    whole = n_modes == spectrum.n_modes
+    small = min(n, n_modes) if whole else n
     block = max(1, min(_BLOCK_ENTRIES // small, max(n, n_modes)))
     require_memory(
         8 * (12 * small * (small + 1) + 2 * block * (small + 1) + 6 * n_modes),
@@ -233,19 +235,21 @@ def _realised(spectrum: Task, n_modes: int, n: int, seed: int) -> SpectralMeasur
     power = root * coefficients[:m]
     # On a busy machine threads that wait for one another cost several times what they gain on an idle one.
     with single_threaded_blas():
-        if m <= n:
+        if m <= n and whole:
             return _from_all_modes(root, coefficients[:m], power, n, seed, block)
-        return _from_features(root, power, n, seed, block)
+        far = None if whole else _far_squares(spectrum, n, seed)
+        return _from_features(root, power, n, seed, block, far)
 
 
-def _from_features(root: Array, power: Array, n: int, seed: int, block: int) -> SpectralMeasure:
+def _from_features(root: Array, power: Array, n: int, seed: int, block: int, far: Array | None) -> SpectralMeasure:
     """N < M. With F = Lambda^{1/2} A(0)^T/sqrt(N) (M x N), X = F F^T and [F, u] = Q [[R, g], [0, r]].
 
     From R = U diag(sqrt(s)) V^T the source weights are (U^T g)^2, and r^2 is the atom: no difference of large numbers.
+    `far` is what modes beyond those of `root` add to [F, u]^T [F, u].
     """
     m = root.size
     scale = root / np.sqrt(n)
-    triangle = streamed_triangle(lambda first, last: _rows(first, last, n, seed, scale, power), m, n + 1, block)
+    triangle = streamed_triangle(lambda first, last: _rows(first, last, n, seed, scale, power), m, n + 1, block, far)
     left, root_s, _ = svd(triangle[:n, :n], check_finite=False)
     weights = (triangle[:n, n] @ left) ** 2
     s = root_s**2
@@ -254,8 +258,13 @@ def _from_features(root: Array, power: Array, n: int, seed: int, block: int) -> 
     return SpectralMeasure(s[kept], weights[kept], s[kept], np.ones(int(kept.sum())), atom)
 
 
-def streamed_triangle(rows: Callable[[int, int], Array], m: int, n_columns: int, block: int) -> Array:
-    """R of the QR decomposition of m rows, of falling size, that are made as they are needed: rows(first, last)."""
+def streamed_triangle(
+    rows: Callable[[int, int], Array], m: int, n_columns: int, block: int, far: Array | None = None
+) -> Array:
+    """R of the QR decomposition of m rows, of falling size, that are made as they are needed: rows(first, last).
+
+    `far` is the square R^T R of further ones.
+    """
     # The leading modes keep their digits in a QR decomposition of rows of falling size. What follows them is at most of
     # the order of the smallest s, and may be squared.
     head = min(m, 2 * n_columns - 2) if m > 4 * (n_columns - 1) else m
@@ -263,8 +272,8 @@ def streamed_triangle(rows: Callable[[int, int], Array], m: int, n_columns: int,
     for first in range(0, head, block):
         last = min(first + block, head)
         triangle = _triangle(np.concatenate([triangle, rows(first, last)]))
-    if head < m:
-        squares = np.zeros((n_columns, n_columns))
+    if head < m or far is not None:
+        squares = np.zeros((n_columns, n_columns)) if far is None else far
         for first in range(head, m, block):
             part = rows(first, min(first + block, m))
             squares += part.T @ part
@@ -273,6 +282,17 @@ def streamed_triangle(rows: Callable[[int, int], Array], m: int, n_columns: int,
         values, vectors = np.linalg.eigh(squares / np.multiply.outer(size, size))
         triangle = _triangle(np.concatenate([triangle, (np.sqrt(np.maximum(values, 0.0)) * vectors).T * size]))
     return triangle
+
+
+def _far_squares(spectrum: Task, n: int, seed: int) -> Array:
+    """[F, u]^T [F, u] of the far modes: [[S, b], [b^T, |u|^2]] with S/N and b/sqrt(N), theirs alone."""
+    squares = np.zeros((n + 1, n + 1))
+    covariance, b = np.zeros((n, n)), np.zeros(n)
+    add_far_modes(spectrum, seed, 0, covariance, b)
+    squares[:n, :n] = covariance / n
+    squares[:n, n] = squares[n, :n] = b / math.sqrt(n)
+    squares[n, n] = far_target_power(spectrum)
+    return squares
 
 
 def _from_all_modes(root: Array, coefficients: Array, power: Array, n: int, seed: int, block: int) -> SpectralMeasure:
@@ -303,12 +323,8 @@ def _from_all_modes(root: Array, coefficients: Array, power: Array, n: int, seed
 
 def _rows(first: int, last: int, n: int, seed: int, scale: Array, power: Array) -> Array:
     """Rows first..last-1 of [scale A(0)^T, u], shape (last - first, N + 1)."""
-    from scalefield._native import literal_steps, rng
-
-    deviates = np.empty((last - first, n))
-    literal_steps.fill_projection_block(*rng.stream_key(seed, rng.PROJECTION), 0, first, 0, deviates)
     rows = np.empty((last - first, n + 1))
-    np.multiply(deviates, scale[first:last, None], out=rows[:, :n])
+    np.multiply(projection_rows(seed, 0, first, last, n), scale[first:last, None], out=rows[:, :n])
     rows[:, n] = power[first:last]
     return rows
 

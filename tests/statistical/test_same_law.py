@@ -25,7 +25,7 @@ import pytest
 from scipy import stats
 
 import scalefield as sf
-from scalefield.simulation import reduction
+from scalefield import _projection
 
 STEPS = [1, 4, 16, 60]
 N_RUNS = 1000
@@ -109,8 +109,8 @@ def test_far_modes_by_their_law(monkeypatch, batch_size, gamma):
     500 runs each. Bias: third cumulants of the sum, of relative size 128^{-1/2} of a random part that is itself at most
     a tenth of the smallest eigenvalue: nothing that 500 runs can see.
     """
-    monkeypatch.setattr(reduction, "MOST_MODES", 128)
-    monkeypatch.setattr(reduction, "_HEAD", 128)
+    monkeypatch.setattr(_projection, "MOST_MODES", 128)
+    monkeypatch.setattr(_projection, "HEAD", 128)
     model = sf.Model(
         sf.PowerLawSpectrum(1.5, 0.5, n_modes=4096), width=6, gamma=gamma, batch_size=batch_size, learning_rate=0.05
     )

@@ -114,8 +114,8 @@ def advance(
         Workspace.
     residual_out, noise_out : array, shape (B,)
         Workspace.
-    z_out : array, shape (B, n)
-        Workspace.
+    z_out : array, shape (4, n)
+        Workspace: four samples, fewer if B is.
     stop : array of uint8, shape (1,)
         Set from another thread to end the call soon, with the state in disorder.
     loss_out : array
@@ -153,22 +153,25 @@ def advance(
             if label_noise > 0.0:
                 fill_normals(noise_key0, noise_key1, _ZERO, word_step, word_run, _ZERO, noise_out)
                 add_scaled(label_noise, noise_out, residual_out)
-            for b in range(batch_size):
-                if stop[0] != 0:
-                    return STOPPED, t
-                row = z_out[b]
-                fill_normals(feature_key0, feature_key1, np.uint64(b), word_step, word_run, _ZERO, row)
-                # e_b = z_b . d + rest xi_b + sigma eps_b
-                residual_out[b] += dot(row, d_out)
             for i in range(n):
                 v2_out[i] = 0.0
+            # An error depends on its own sample alone: four samples at a time serve both products and are forgotten.
             b = 0
-            while b + 4 <= batch_size:
-                add_rows(b, 0, n, b, z_out, residual_out, v2_out)
-                b += 4
             while b < batch_size:
-                add_scaled(residual_out[b], z_out[b], v2_out)
-                b += 1
+                if stop[0] != 0:
+                    return STOPPED, t
+                n_rows = min(4, batch_size - b)
+                for j in range(n_rows):
+                    row = z_out[j]
+                    fill_normals(feature_key0, feature_key1, np.uint64(b + j), word_step, word_run, _ZERO, row)
+                    # e_b = z_b . d + rest xi_b + sigma eps_b
+                    residual_out[b + j] += dot(row, d_out)
+                if n_rows == 4:
+                    add_rows(0, 0, n, b, z_out, residual_out, v2_out)
+                else:
+                    for j in range(n_rows):
+                        add_scaled(residual_out[b + j], z_out[j], v2_out)
+                b += n_rows
             for i in range(n):
                 # v2 = sqrt(e) sum_b z_b e_b/B
                 v2_out[i] *= root[i] * inverse_batch_size

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from scalefield._memory import available_memory, format_bytes, require_memory
 from scalefield._progress import Progress
+from scalefield._projection import modes_kept
 from scalefield._steps import as_steps, log_spaced_steps
 from scalefield._threads import single_threaded_blas, thread_count
 from scalefield._validate import as_count, as_float, as_seed
@@ -25,7 +26,7 @@ from scalefield.simulation.literal import Literal
 from scalefield.simulation.offline import LiteralOffline, ReducedOffline
 from scalefield.simulation.plan import Plan
 from scalefield.simulation.reduced import Reduced
-from scalefield.simulation.reduction import Reduction, modes_kept, reduce_projection
+from scalefield.simulation.reduction import Reduction, reduce_projection
 from scalefield.simulation.result import Simulation
 from scalefield.simulation.samples import KINDS
 from scalefield.simulation.statistics import STATISTICS
@@ -126,7 +127,8 @@ def simulate(
         the strength (gamma/a) sum_k lambda_k (w*_k - v_0k)^2 of the kernel's rank-one part, "alignment", the cosine
         of kernel and task; as in `FlowSolution`.
     modes : array_like of int, optional
-        Modes k (from 0) whose errors v_0k are recorded, as `mode_errors`.
+        Modes k (from 0) whose errors v_0k are recorded, as `mode_errors`; of power laws with more than 2^20 modes those
+        below 2^18 (reduced method).
     replacement : bool
         Offline, how batches are drawn from the data set: independently, or (default) from a new random order of the
         samples in every epoch of floor(P/B) steps.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from scalefield._threads import thread_count
 from scalefield.model import Model
 from scalefield.simulation.plan import Plan
+from scalefield.simulation.reduction import BLOCK
 from scalefield.simulation.samples import KINDS, made_features
-from scalefield.simulation.statistics import KernelStatistics
+from scalefield.simulation.statistics import KernelStatistics, observation_bytes
 
 __all__ = ["Literal", "LiteralWorker"]
 
@@ -126,8 +127,9 @@ class Literal:
 
     @property
     def bytes_per_worker(self) -> int:
-        """Memory of one thread's workspace."""
-        return self.sizes.bytes_per_worker
+        """Memory of one thread's workspace, and of recording its state."""
+        n_modes, n = self.sizes.projection
+        return self.sizes.bytes_per_worker + observation_bytes(self.plan, self.sizes.n, min(BLOCK, n_modes) * n)
 
     @property
     def shared_bytes(self) -> int:
@@ -327,18 +329,30 @@ class LiteralWorker:
         """What the plan wants recorded of the state beside the loss."""
         shared, plan = self.shared, self.shared.plan
         infinite = math.isinf(plan.model.width)
-        theta = self.theta.astype(np.float64)
-        # v3 = A(0)^T theta
-        learned = theta if infinite else self.projection @ theta
         found: dict[str, Any] = {}
+        learned = np.zeros(0)
+        if plan.modes is not None or "spike" in plan.statistics:
+            learned = self._learned()
         if plan.modes is not None:
-            found["mode_errors"] = (shared.target - learned)[plan.modes]
+            found["mode_errors"] = shared.target[plan.modes] - learned[plan.modes]
         if plan.statistics:
             if self._kernel is None:
                 self._kernel = self._statistics(infinite, "alignment" in plan.statistics)
-            learned_power = float(shared.eigenvalues @ learned**2)
+            learned_power = float(shared.eigenvalues @ learned**2) if learned.size else math.nan
             found |= self._kernel.observe(plan.statistics, self.w.astype(np.float64), self.mixing, learned_power)
         return found
+
+    def _learned(self) -> Array:
+        """v3 = A(0)^T theta; in blocks, since A(0) in single precision must not be copied whole."""
+        theta = self.theta.astype(np.float64)
+        if self.projection.shape[0] == 0:
+            return theta
+        return np.concatenate([rows @ theta for rows in self._blocks()])
+
+    def _blocks(self) -> Iterator[Array]:
+        """A(0)^T, some modes at a time."""
+        for first in range(0, self.projection.shape[0], BLOCK):
+            yield self.projection[first : first + BLOCK]
 
     def _statistics(self, infinite: bool, with_covariance: bool) -> KernelStatistics:
         shared, model = self.shared, self.shared.plan.model
@@ -346,5 +360,12 @@ class LiteralWorker:
             return KernelStatistics(model, np.zeros(0), np.zeros(0))
         if infinite:
             return KernelStatistics(model, shared.eigenvalues, shared.eigenvalues * shared.target)
-        features = np.sqrt(shared.eigenvalues)[:, None] * self.projection
-        return KernelStatistics(model, features.T @ features, (np.sqrt(shared.eigenvalues) * shared.target) @ features)
+        # S = A(0) Lambda A(0)^T and b = A(0) Lambda w*
+        n, root = shared.sizes.n, np.sqrt(shared.eigenvalues)
+        covariance, b = np.zeros((n, n)), np.zeros(n)
+        for place, block in enumerate(self._blocks()):
+            inside = slice(place * BLOCK, place * BLOCK + len(block))
+            features = root[inside, None] * block
+            covariance += features.T @ features
+            b += (root[inside] * shared.target[inside]) @ features
+        return KernelStatistics(model, covariance, b)

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scalefield._projection import modes_kept
 from scalefield._threads import thread_count
 from scalefield.simulation.plan import Plan
-from scalefield.simulation.reduction import Reduction, modes_kept, reduce_projection, reduction_bytes
-from scalefield.simulation.statistics import KernelStatistics
+from scalefield.simulation.reduction import Reduction, reduce_projection, reduction_bytes
+from scalefield.simulation.statistics import KernelStatistics, observation_bytes
 
 __all__ = ["Reduced"]
 
@@ -29,6 +30,8 @@ class Reduced:
         self.width = int(model.width)
         self.n = self.width if model.spectrum.n_modes is None else min(self.width, model.spectrum.n_modes)
         self.batch = 0 if math.isinf(model.batch_size) else int(model.batch_size)
+        # Samples that are held at a time.
+        self.held = min(4, self.batch)
         self.threshold = model.largest_loss
         # Threads that a single run leaves idle help to stream its modes.
         self.threads_per_run = max(1, thread_count() // plan.n_runs)
@@ -44,7 +47,8 @@ class Reduced:
         """Memory of one thread's workspace, and of the reduction it makes."""
         itemsize, n = self.plan.dtype.itemsize, self.n
         mixing = n * n if self.plan.model.is_rich else 0
-        state = itemsize * (mixing + n * (self.batch + 7) + 2 * self.batch)
+        state = itemsize * (mixing + n * (self.held + 7) + 2 * self.batch)
+        state += observation_bytes(self.plan, n, 0)
         return state + reduction_bytes(self.width, modes_kept(self.plan.model.spectrum), self.threads_per_run)
 
     @property
@@ -73,7 +77,7 @@ class ReducedWorker:
             np.zeros(n, dtype=dtype) for _ in range(7)
         )
         self.residual, self.noise = (np.zeros(shared.batch, dtype=dtype) for _ in range(2))
-        self.z = np.zeros((shared.batch, n), dtype=dtype)
+        self.z = np.zeros((shared.held, n), dtype=dtype)
         self.reduction: Reduction | None = None
 
     @property

@@ -9,21 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh
 
+from scalefield._projection import add_far_modes, modes_kept, projection_rows
 from scalefield._threads import share
-from scalefield.quadrature import _power_sum
-from scalefield.spectrum import PowerLawSpectrum, Task
+from scalefield.spectrum import Task
 
-__all__ = ["BLOCK", "LANES", "Reduction", "modes_kept", "projection_rows", "reduce_projection", "reduction_bytes"]
+__all__ = ["BLOCK", "LANES", "Reduction", "reduce_projection", "reduction_bytes"]
 
 Array = NDArray[np.float64]
 
-# Spectra up to this size are taken mode by mode; of larger ones the first _HEAD modes.
-MOST_MODES = 2**20
-_HEAD = 2**18
 # Modes in a block of A(0), and sums to which blocks are dealt in turn: results do not depend on the threads.
 BLOCK = 2048
 LANES = 2
-_TARGET_WORD = 2**32 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +50,6 @@ class Reduction:
     modes: Array
     vectors: Array
     tail: float
-
-
-def modes_kept(spectrum: Task) -> int:
-    """Modes that are taken one by one; all of explicit spectra."""
-    if spectrum.n_modes is None or (spectrum.n_modes > MOST_MODES and isinstance(spectrum, PowerLawSpectrum)):
-        return _HEAD
-    return spectrum.n_modes
 
 
 def reduction_bytes(width: int, n_modes: int, n_threads: int) -> int:
@@ -94,7 +83,8 @@ def reduce_projection(
             if stop[0]:
                 return
             last = min(first + BLOCK, kept)
-            rows = root[first:last, None] * projection_rows(seed, run, first, last, width)
+            rows = projection_rows(seed, run, first, last, width)
+            rows *= root[first:last, None]
             sums[lane][0][...] += rows.T @ rows
             sums[lane][1][...] += (root[first:last] * target[first:last]) @ rows
 
@@ -104,9 +94,11 @@ def reduce_projection(
     for part, part_b in sums:
         covariance += part
         b += part_b
-    fluctuation = _add_tail(spectrum, kept, seed, run, covariance, b)
+    sums.clear()
+    fluctuation = add_far_modes(spectrum, seed, run, covariance, b)
     n = width if spectrum.n_modes is None else min(width, spectrum.n_modes)
-    e, vectors = eigh(covariance, overwrite_a=True, check_finite=False)
+    # Transposed, the symmetric matrix is in LAPACK's order and not copied.
+    e, vectors = eigh(covariance.T, overwrite_a=True, check_finite=False)
     e, vectors = np.maximum(e[::-1][:n], 0.0), vectors[:, ::-1][:, :n]
     turned = vectors.T @ b
     # Rounding must not decide the signs of eigenvectors: c >= 0, and U_0i >= 0 where the target has no part.
@@ -127,37 +119,3 @@ def reduce_projection(
     if fluctuation > 0.0:
         tail = fluctuation / float(e[-1]) if e[-1] > 0.0 else math.inf
     return Reduction(np.where(present, e, 0.0), c, rest, chosen @ vectors, vectors, tail)
-
-
-def projection_rows(seed: int, run: int, first: int, last: int, width: int) -> Array:
-    """A(0)^T for modes first..last-1, shape (last - first, N)."""
-    from scalefield._native import literal_steps, rng
-
-    deviates = np.empty((last - first, width))
-    literal_steps.fill_projection_block(*rng.stream_key(seed, rng.PROJECTION), run, first, 0, deviates)
-    return deviates
-
-
-def _add_tail(spectrum: Task, kept: int, seed: int, run: int, covariance: Array, b: Array) -> float:
-    """Draw the modes from `kept` on by their law; returns the norm of their random part, 2 sqrt(N sum lambda^2)."""
-    from scalefield._native import rng
-
-    last = math.inf if spectrum.n_modes is None else float(spectrum.n_modes)
-    if last <= kept:
-        return 0.0
-    assert isinstance(spectrum, PowerLawSpectrum)
-    # sum of lambda, of lambda^2, and of lambda (lambda w*^2) beyond
-    exponents = (spectrum.alpha, 2.0 * spectrum.alpha, spectrum.alpha * (1.0 + spectrum.beta) + 1.0)
-    mean, variance, target_variance = (_power_sum(exponent, kept + 1.0, last) for exponent in exponents)
-    width = b.size
-    key = rng.stream_key(seed, rng.TAIL)
-    zero, row = np.uint64(0), np.empty(width)
-    for j in range(width):
-        rng.fill_normals(*key, np.uint64(j), np.uint64(run), zero, zero, row)
-        column = math.sqrt(variance) * row[: j + 1]
-        covariance[:j, j] += column[:j]
-        covariance[j, :j] += column[:j]
-        covariance[j, j] += mean + math.sqrt(2.0) * column[j]
-    rng.fill_normals(*key, np.uint64(_TARGET_WORD), np.uint64(run), zero, zero, row)
-    b += math.sqrt(target_variance) * row
-    return 2.0 * math.sqrt(width * variance)

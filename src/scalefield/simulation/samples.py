@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scalefield._projection import projection_rows
 from scalefield._threads import share
 from scalefield.simulation.plan import Plan
-from scalefield.simulation.reduction import BLOCK, LANES, projection_rows
+from scalefield.simulation.reduction import BLOCK, LANES
 
 __all__ = ["KINDS", "batches_of", "fill_samples", "made_features", "project_samples", "sample_noise"]
 

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalefield.model import Model
+from scalefield.simulation.plan import Plan
 
-__all__ = ["STATISTICS", "KernelStatistics"]
+__all__ = ["STATISTICS", "KernelStatistics", "observation_bytes"]
 
 Array = NDArray[np.float64]
 
@@ -70,3 +71,12 @@ class KernelStatistics:
             product = kernel * self.covariance if diagonal else kernel @ self.covariance
             norm = math.sqrt(float((product * product.T).sum()))
         return signal / (norm * self.power) if self.power > 0.0 and norm > 0.0 else math.nan
+
+
+def observation_bytes(plan: Plan, n: int, block: int) -> int:
+    """Memory that recording a state of n features takes, given the entries of A(0) that are converted at a time."""
+    if not plan.records_state:
+        return 0
+    # The block, and its covariance; then G in double precision, G^T G and two products.
+    squares = 5 * n * n if "alignment" in plan.statistics and (block or plan.model.is_rich) else 0
+    return 8 * (2 * block + squares)
