@@ -26,7 +26,7 @@ from scalefield import data_equivalent, offline_flow, realised_data
 from scalefield._flow_panels import replay
 from scalefield._native import data_set as native_data
 from scalefield._native import rng
-from scalefield.errors import AccuracyWarning
+from scalefield.errors import AccuracyWarning, InsufficientMemoryError
 from strategies import models
 
 CURVES = ("loss", "train_loss", "kernel_scale", "spike", "local_exponent", "effective_time")
@@ -541,3 +541,6 @@ def test_what_does_not_close_is_refused():
             sf.solve_gradient_flow(model.replace(width=width), [1.0], projection=0)
     with pytest.raises(ValueError, match="times must not exceed"):
         sf.solve_gradient_flow(model, [1.0]).at([2.0])
+    large = sf.Model(sf.PowerLawSpectrum(1.5, 0.5, n_modes=10**7), width=10**6, n_samples=10**6)
+    with pytest.raises(InsufficientMemoryError, match="a data set of 1000000 samples with 10000000 modes"):
+        sf.solve_gradient_flow(large, [1.0], projection=0)
