@@ -26,7 +26,7 @@ from scalefield import data_equivalent, offline_flow, realised_data
 from scalefield._flow_panels import replay
 from scalefield._native import data_set as native_data
 from scalefield._native import rng
-from scalefield.errors import AccuracyWarning
+from scalefield.errors import AccuracyWarning, InsufficientMemoryError
 from strategies import models
 
 CURVES = ("loss", "train_loss", "kernel_scale", "spike", "local_exponent", "effective_time")
@@ -204,9 +204,9 @@ def test_average_is_the_limit_of_small_learning_rates_of_the_two_time_equations(
 def test_average_is_the_mean_over_drawn_data_sets(width, n_samples, gamma, noise):
     """Means of 200 flows at five times, for four curves: within 4.5 standard errors and the bias of finite sizes.
 
-    The theory holds to leading order in 1/N and 1/P: over 400 draws of each model the means lay above it by at most
-    2.4/min(N, P) of themselves, with errors of 0.2 to 1.5 (the late train loss of interpolating models, which falls by
-    many decades, is left out). 100 means at 4.5 standard errors: a false alarm in 1,500 runs.
+    The theory holds to leading order in 1/N and 1/P: over 400 other draws of each model the means lay above it by at
+    most 2.3/min(N, P) of themselves, with errors of 0.1 to 1.6 (the late train loss of interpolating models, which
+    falls by many decades, is left out). 100 means at 4.5 standard errors: a false alarm in 1,500 runs.
     """
     spectrum = sf.PowerLawSpectrum(1.5, 0.75, n_modes=200)
     model = sf.Model(spectrum, width=width, n_samples=n_samples, gamma=gamma, label_noise=noise)
@@ -218,7 +218,7 @@ def test_average_is_the_mean_over_drawn_data_sets(width, n_samples, gamma, noise
         expected = getattr(solution, name)
         seen = expected > 0.01 * expected[0] if name == "train_loss" else np.ones(5, dtype=bool)
         error = values.std(axis=0, ddof=1) / math.sqrt(len(drawn))
-        allowed = 4.5 * error + 2.4 / min(width, n_samples) * expected
+        allowed = 4.5 * error + 2.3 / min(width, n_samples) * expected
         assert (np.abs(values.mean(axis=0) - expected) <= allowed)[seen].all(), (name, values.mean(axis=0), expected)
 
 
@@ -318,7 +318,8 @@ def test_label_noise_is_over_fitted(gamma):
     """The test loss falls, turns and rises; the train loss falls all the way. Drawn data sets turn at the same time.
 
     Mean over 100 draws, N = 80, P = 60, sigma = 0.5; the time of its lowest loss on a grid of 1.2 a step is within two
-    steps of the theory's (bootstrap: it moved by more than two in 1 of 1000 resamplings).
+    steps of the theory's. In 20,000 resamplings of 400 other draws it was never more than one step away (36 % of them
+    at gamma = 0, 8 % at gamma = 2): a false alarm in fewer than 1 of 10,000 runs.
     """
     spectrum = sf.PowerLawSpectrum(1.5, 0.75, n_modes=200)
     model = sf.Model(spectrum, width=80, n_samples=60, gamma=gamma, label_noise=0.5)
@@ -541,3 +542,6 @@ def test_what_does_not_close_is_refused():
             sf.solve_gradient_flow(model.replace(width=width), [1.0], projection=0)
     with pytest.raises(ValueError, match="times must not exceed"):
         sf.solve_gradient_flow(model, [1.0]).at([2.0])
+    large = sf.Model(sf.PowerLawSpectrum(1.5, 0.5, n_modes=10**7), width=10**6, n_samples=10**6)
+    with pytest.raises(InsufficientMemoryError, match="a data set of 1000000 samples with 10000000 modes"):
+        sf.solve_gradient_flow(large, [1.0], projection=0)

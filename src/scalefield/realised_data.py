@@ -77,7 +77,9 @@ def realise(spectrum: Task, width: float, n_samples: int, label_noise: float, se
     m = int(np.count_nonzero(eigenvalues > 0.0))
     root, coefficients = np.sqrt(eigenvalues[:m]), coefficients[:m]
     columns = n_samples if math.isinf(width) else int(width)
-    held = min(m, columns) * (columns + 1) + columns * n_samples
+    held = 2 * min(m, columns) * (columns + 1)
+    if not math.isinf(width):
+        held += columns * n_samples
     require_memory(
         8 * (6 * held + 3 * _BLOCK_ENTRIES + 6 * m + 2 * n_samples),
         f"a data set of {n_samples} samples with {m} modes at width {width:g}",
