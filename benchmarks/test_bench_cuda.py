@@ -22,9 +22,11 @@ import scalefield as sf
 from cases_simulation import CUDA_DEVIATES, CUDA_LITERAL, CUDA_REDUCED, SEED
 from reference_simulation import losses
 from scalefield._memory import format_bytes
+from scalefield._projection import ENTRY_BYTES
 from scalefield.errors import BackendUnavailableError
 from scalefield.simulation import cuda
 from scalefield.simulation.plan import Plan
+from simulator import mend_simulator
 
 try:
     gpu = cuda.require_cuda()
@@ -34,6 +36,7 @@ except BackendUnavailableError as error:
 COPY_BYTES = 2**32
 
 if gpu.SIMULATED:
+    mend_simulator()
     # Only to see that everything here runs: a test does so.
     COPY_BYTES = 2**20
 
@@ -110,7 +113,7 @@ def test_literal_steps(benchmark, copy_bandwidth, case):
     """The bar: 80% of the copy's bandwidth with A(0) streamed twice a step (once at B = inf)."""
     model, dtype, n_steps = CUDA_LITERAL[case]
     check_against_cpu(model, dtype)
-    size = np.dtype(dtype).itemsize * model.width * model.spectrum.n_modes
+    size = ENTRY_BYTES * model.width * model.spectrum.n_modes
     require_memory(1.1 * size)
     steps = LiteralSteps(model, dtype, n_steps)
     assert steps.engine.stored
@@ -134,7 +137,7 @@ def test_literal_steps_on_the_fly(benchmark, copy_bandwidth, monkeypatch, case):
     assert not steps.engine.stored
     benchmark.group = "literal steps, A(0) on the fly"
     benchmark.pedantic(steps, rounds=5, warmup_rounds=1)
-    size = np.dtype(dtype).itemsize * model.width * model.spectrum.n_modes
+    size = ENTRY_BYTES * model.width * model.spectrum.n_modes
     report(benchmark, copy_bandwidth, steps.engine.shape.projection_streams * size * n_steps, n_steps, "steps")
 
 
@@ -143,7 +146,7 @@ def test_literal_steps_on_the_fly(benchmark, copy_bandwidth, monkeypatch, case):
 def test_streaming_kernel(benchmark, copy_bandwidth, case, kernel):
     """Each of the two passes over A(0) by itself."""
     model, dtype, n_steps = CUDA_LITERAL[case]
-    size = np.dtype(dtype).itemsize * model.width * model.spectrum.n_modes
+    size = ENTRY_BYTES * model.width * model.spectrum.n_modes
     require_memory(1.1 * size)
     steps = LiteralSteps(model, dtype, n_steps)
     queue: Callable[[], None] = getattr(steps.engine, f"queue_{kernel}")
@@ -165,7 +168,7 @@ def test_normal_deviates(benchmark, copy_bandwidth, dtype):
 
     kernels = literal_kernels(dtype, 256, True)
     n_rows, n_quads = CUDA_DEVIATES
-    out = gpu.empty(4 * n_rows * n_quads, dtype)
+    out = gpu.empty(4 * n_rows * n_quads, "float32")
     words = [np.uint32(word) for word in (1, 2, 0)]
 
     def fill() -> None:
@@ -175,7 +178,7 @@ def test_normal_deviates(benchmark, copy_bandwidth, dtype):
     benchmark.group = "normal deviates"
     benchmark.pedantic(fill, rounds=5, warmup_rounds=1)
     n = 4 * n_rows * n_quads
-    report(benchmark, copy_bandwidth, np.dtype(dtype).itemsize * n, n, "deviates")
+    report(benchmark, copy_bandwidth, ENTRY_BYTES * n, n, "deviates")
 
 
 @dataclass

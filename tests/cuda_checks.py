@@ -21,14 +21,14 @@ import scalefield as sf
 from reference_simulation import initial_projection, losses, normals, philox_scalar, stream_key
 from scalefield._native import gpu, gpu_literal, gpu_reduced, gpu_rng
 from scalefield._native.gpu import cuda as numba_cuda
+from scalefield._projection import ENTRY_BYTES
 from scalefield.errors import InsufficientMemoryError, Interrupted
 from scalefield.simulation import cuda
 from scalefield.simulation.cuda import simulate_on_cuda
 from scalefield.simulation.plan import Plan
+from simulator import mend_simulator
 
-if gpu.SIMULATED:
-    # The simulator polls its threads and would hold the interpreter for 5 ms each time.
-    sys.setswitchinterval(1e-4)
+mend_simulator()
 
 SEED = 3
 
@@ -188,7 +188,7 @@ def free_memory_without_projection(monkeypatch, model, dtype):
     """Let the device have room for everything but A(0)."""
     batch = 0 if math.isinf(model.batch_size) else model.batch_size
     shape = gpu_literal.Shape(model.spectrum.n_modes, model.width, batch, model.is_rich, dtype)
-    room = np.dtype(dtype).itemsize * (shape.others_size + shape.projection_size // 2)
+    room = np.dtype(dtype).itemsize * shape.others_size + ENTRY_BYTES * shape.projection_size // 2
     monkeypatch.setattr(gpu, "free_memory", lambda: room / cuda._USABLE_MEMORY)
 
 

@@ -57,8 +57,9 @@ def normals(key: tuple[int, int], n: int, c1: Any, c2: int, c3: int) -> Array:
 
 
 def initial_projection(seed: int, run: int, width: int, n_modes: int) -> Array:
-    """A(0), shape (N, M)."""
-    return normals(stream_key(seed, PROJECTION), width, np.arange(n_modes), run, 0).T
+    """A(0), shape (N, M); its entries are in single precision."""
+    deviates = normals(stream_key(seed, PROJECTION), width, np.arange(n_modes), run, 0).T
+    return deviates.astype(np.float32).astype(np.float64)
 
 
 # Laws of white features, made from a word each; Gaussian ones take two.

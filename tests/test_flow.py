@@ -156,9 +156,9 @@ def test_modes_sum_up_to_the_loss(gamma):
 
 def drawn_projection(seed, n_modes, width):
     """A(0) of run 0, shape (N, M)."""
-    rows = np.empty((n_modes, width))
+    rows = np.empty((n_modes, width), np.float32)
     literal_steps.fill_projection(*rng.stream_key(seed, rng.PROJECTION), 0, 0, np.zeros(1, np.uint8), rows)
-    return rows.T
+    return rows.T.astype(np.float64)
 
 
 @projections

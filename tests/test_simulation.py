@@ -357,7 +357,7 @@ def test_bad_input(arguments, error, message):
 
 def test_request_beyond_memory_is_refused():
     model = make(spectrum=sf.PowerLawSpectrum(1.5, 0.5, n_modes=10**9), width=10**6)
-    message = r"needs about 7\.11 PiB of memory, but only .* available"
+    message = r"needs about 3\.56 PiB of memory, but only .* available"
     with pytest.raises(InsufficientMemoryError, match=message) as caught:
         simulate(model, 5)
     assert isinstance(caught.value, MemoryError)

@@ -25,10 +25,10 @@ from strategies import explicit_spectra
 
 def initial_projection(n_modes, width, seed):
     """A(0)^T of run 0, shape (M, N)."""
-    projection = np.empty((n_modes, width))
+    projection = np.empty((n_modes, width), np.float32)
     key = rng.stream_key(seed, rng.PROJECTION)
     literal_steps.fill_projection(*key, 0, 0, np.zeros(1, np.uint8), projection)
-    return projection
+    return projection.astype(np.float64)
 
 
 def dense_measure(spectrum, width, seed):

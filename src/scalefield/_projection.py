@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from scalefield.quadrature import _power_sum
 from scalefield.spectrum import PowerLawSpectrum, Task
 
-__all__ = ["HEAD", "MOST_MODES", "add_far_modes", "far_target_power", "modes_kept", "projection_rows"]
+__all__ = ["ENTRY_BYTES", "HEAD", "MOST_MODES", "add_far_modes", "far_target_power", "modes_kept", "projection_rows"]
 
 Array = NDArray[np.float64]
 
+# Entries are in single precision, whatever training is in (see `_native.rng`).
+ENTRY_BYTES = 4
 # Spectra up to this size are taken mode by mode; of larger ones the first HEAD modes.
 MOST_MODES = 2**20
 HEAD = 2**18
@@ -32,13 +34,13 @@ def modes_kept(spectrum: Task) -> int:
     return spectrum.n_modes
 
 
-def projection_rows(seed: int, run: int, first: int, last: int, width: int) -> Array:
-    """A(0)^T for modes first..last-1, shape (last - first, N)."""
+def projection_rows(seed: int, run: int, first: int, last: int, n_features: int, first_feature: int = 0) -> Array:
+    """A(0)^T for modes first..last-1 and n_features features from first_feature, a multiple of 4, on."""
     from scalefield._native import literal_steps, rng
 
-    deviates = np.empty((last - first, width))
-    literal_steps.fill_projection_block(*rng.stream_key(seed, rng.PROJECTION), run, first, 0, deviates)
-    return deviates
+    entries = np.empty((last - first, n_features), dtype=np.float32)
+    literal_steps.fill_projection_block(*rng.stream_key(seed, rng.PROJECTION), run, first, first_feature, entries)
+    return entries.astype(np.float64)
 
 
 def add_far_modes(spectrum: Task, seed: int, run: int, covariance_out: Array, b_out: Array) -> float:

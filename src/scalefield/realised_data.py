@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from scipy.linalg import svd
 
 from scalefield._memory import require_memory
+from scalefield._projection import projection_rows
 from scalefield._threads import single_threaded_blas
 from scalefield.spectral_measure import streamed_triangle
 from scalefield.spectrum import Task
@@ -99,13 +100,13 @@ def _features(root: Array, coefficients: Array, n: int, p: int, label_noise: flo
         last = min(first + block, m)
         samples = _samples(first, last, p, seed)
         residual += samples @ power[first:last]
-        overlap += (_projection(first, last, n, seed) * root[first:last, None]).T @ samples.T
+        overlap += (projection_rows(seed, 0, first, last, n) * root[first:last, None]).T @ samples.T
     overlap /= math.sqrt(n) * math.sqrt(p)
 
     def rows(first: int, last: int) -> Array:
         """Rows of [Lambda^{1/2} A(0)^T/sqrt(N), u]."""
         result = np.empty((last - first, n + 1))
-        result[:, :n] = _projection(first, last, n, seed) * (root[first:last, None] / math.sqrt(n))
+        result[:, :n] = projection_rows(seed, 0, first, last, n) * (root[first:last, None] / math.sqrt(n))
         result[:, n] = power[first:last]
         return result
 
@@ -180,15 +181,6 @@ def _significant(root_s: Array, rank: int) -> int:
 def _block_size(m: int, n_rows: int) -> int:
     # Deviates come in fours.
     return max(4, min(_BLOCK_ENTRIES // n_rows, m + 3) // 4 * 4)
-
-
-def _projection(first: int, last: int, n: int, seed: int) -> Array:
-    """A(0)^T, modes first..last-1."""
-    from scalefield._native import literal_steps, rng
-
-    deviates = np.empty((last - first, n))
-    literal_steps.fill_projection_block(*rng.stream_key(seed, rng.PROJECTION), 0, first, 0, deviates)
-    return deviates
 
 
 def _samples(first: int, last: int, p: int, seed: int) -> Array:

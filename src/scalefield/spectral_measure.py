@@ -331,11 +331,7 @@ def _rows(first: int, last: int, n: int, seed: int, scale: Array, power: Array) 
 
 def _columns(first: int, last: int, m: int, seed: int) -> Array:
     """Features first..last-1 of the first M modes of A(0), shape (last - first, M)."""
-    from scalefield._native import literal_steps, rng
-
-    deviates = np.empty((m, last - first))
-    literal_steps.fill_projection_block(*rng.stream_key(seed, rng.PROJECTION), 0, 0, first, deviates)
-    return deviates.T
+    return projection_rows(seed, 0, 0, m, last - first, first).T
 
 
 def _triangle(rows: Array) -> Array:

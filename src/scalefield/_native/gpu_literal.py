@@ -17,7 +17,7 @@ A step is a sequence of kernels on one stream and the host waits for none of the
 =====================  ==========================================  =========================================
 kernel                 does                                        words read or written (of 4 or 8 bytes)
 =====================  ==========================================  =========================================
-`project`              u (or v_1 at B = inf), loss                 N M, or none if A(0) is made on the fly
+`project`              u (or v_1 at B = inf), loss                 N M of 4 bytes, or none if A(0) is made on the fly
 `sum_loss`             L, divergence                               chunks
 `residuals`, `sum`     e, with xi from its counter                 M
 `add_noise`            + sigma eps                                 B
@@ -278,13 +278,16 @@ def dot4(a: Any, x: Any) -> Any:
 def _entries(dtype: str, stored: bool) -> Any:
     """Return the device function that gives A(0)_k at features 4 quad .. 4 quad + 3."""
     four_normals = normals(dtype)
-    word = np.uint32
+    word, single, real = np.uint32, np.float32, np.dtype(dtype).type
 
     def load(projection: Any, key0: Any, key1: Any, run: Any, k: Any, quad: Any, n_quads: Any) -> Any:
-        return load4(projection, 4 * (k * n_quads + quad))
+        a = load4(projection, 4 * (k * n_quads + quad))
+        return real(a[0]), real(a[1]), real(a[2]), real(a[3])
 
     def make(projection: Any, key0: Any, key1: Any, run: Any, k: Any, quad: Any, n_quads: Any) -> Any:
-        return four_normals(key0, key1, word(quad), word(k), run, word(0))
+        a = four_normals(key0, key1, word(quad), word(k), run, word(0))
+        # Entries of A(0) are rounded to single precision, as where they are stored.
+        return real(single(a[0])), real(single(a[1])), real(single(a[2])), real(single(a[3]))
 
     return device(load if stored else make)
 
@@ -390,7 +393,7 @@ def descend_kernel(dtype: str, threads: int, stored: bool) -> Kernel:
     # 64 registers a thread fill a multiprocessor with 1,024 threads in float32, 128 with 512 in float64.
     bounds = (threads, max(1, WIDEST[dtype] // threads)) if stored else (threads, 1)
     return Kernel(
-        descend, vector, uint32, uint32, uint32, *[int64] * 3, *[vector] * 5, bounds=bounds
+        descend, array_of("float32"), uint32, uint32, uint32, *[int64] * 3, *[vector] * 5, bounds=bounds
     )
 
 
@@ -400,10 +403,10 @@ def literal_kernels(dtype: str, threads: int, stored: bool) -> LiteralKernels:
     real = np.dtype(dtype).type
     real_type = scalar_type(dtype)
     double = scalar_type("float64")
-    vector = array_of(dtype)
+    vector, projection_vector = array_of(dtype), array_of("float32")
     zero, one = real(0.0), real(1.0)
     four_normals = normals(dtype)
-    word = np.uint32
+    word, single = np.uint32, np.float32
     # Parts in which the `threads` partial dot products of a row are added.
     segments = threads // ROWS
     # Rows of partial dot products, shifted against each other so that a warp's accesses fall into different banks.
@@ -487,7 +490,7 @@ def literal_kernels(dtype: str, threads: int, stored: bool) -> LiteralKernels:
         for place in range(cuda.grid(1), n_rows * n_quads, cuda.gridsize(1)):
             k = place // n_quads
             a = four_normals(key0, key1, word(place - k * n_quads), word(k), run, word(0))
-            store4(projection_out, 4 * place, a[0], a[1], a[2], a[3])
+            store4(projection_out, 4 * place, single(a[0]), single(a[1]), single(a[2]), single(a[3]))
 
     def reset_mixing(width: Any, n_rows: Any, n_quads: Any, mixing_out: Any) -> None:
         """G = 1, and zero in the padding."""
@@ -778,9 +781,9 @@ def literal_kernels(dtype: str, threads: int, stored: bool) -> LiteralKernels:
     streaming = (threads, blocks)
     key = (uint32, uint32)
     return LiteralKernels(
-        fill_projection=Kernel(fill_projection, *key, uint32, int64, int64, vector),
+        fill_projection=Kernel(fill_projection, *key, uint32, int64, int64, projection_vector),
         reset_mixing=Kernel(reset_mixing, int64, int64, int64, vector),
-        project=Kernel(project, vector, *key, uint32, *[int64] * 4, *[vector] * 5, bounds=streaming),
+        project=Kernel(project, projection_vector, *key, uint32, *[int64] * 4, *[vector] * 5, bounds=streaming),
         sum_loss=Kernel(
             sum_loss, vector, int64, int64, int64, double, array_of("float64"), array_of("int64")
         ),
@@ -788,7 +791,9 @@ def literal_kernels(dtype: str, threads: int, stored: bool) -> LiteralKernels:
         sum_rows=Kernel(sum_rows, vector, int64, int64, int64, real_type, vector),
         add_noise=Kernel(add_noise, *key, uint32, uint32, int64, real_type, vector),
         gradient=Kernel(gradient, *key, uint32, uint32, int64, int64, real_type, *[vector] * 3),
-        back_project=Kernel(back_project, vector, *key, uint32, *[int64] * 3, vector, vector, bounds=streaming),
+        back_project=Kernel(
+            back_project, projection_vector, *key, uint32, *[int64] * 3, vector, vector, bounds=streaming
+        ),
         move=Kernel(move, int64, real_type, real_type, *[vector] * 3),
         mix=Kernel(mix, vector, int64, int64, real_type, *[vector] * 3),
         turn=Kernel(turn, int64, int64, int64, real_type, *[vector] * 5),

@@ -26,6 +26,7 @@ __all__ = [
     "int_vector",
     "jit",
     "matrix",
+    "matrix32",
     "precisions",
     "status_and_step",
     "three_counts",

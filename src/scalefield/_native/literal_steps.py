@@ -20,8 +20,8 @@ Conventions: k counts modes, i features, b samples. The projection is stored one
 A step is cut into passes over A(0) and G, and these into LANES parts that threads may share: `first_pass`,
 `gather_first`, `second_pass`, `gather_sums` (v2), `weights_pass`, `gather_sums` (theta). Sums over modes and samples
 are taken in a fixed order (blocks of MODE_BLOCK modes, groups of four samples, lanes), so results depend neither on
-threads nor on whether the features are kept between the two passes over a batch. `advance` does the steps of one
-thread.
+threads nor on whether the features are kept between the two passes over a batch. `advance` does steps of one run; every
+thread of its team calls it.
 """
 
 from __future__ import annotations
@@ -33,13 +33,16 @@ from scalefield._native.jit import (
     byte_vector,
     float64,
     int64,
+    int_vector,
     jit,
+    matrix32,
     precisions,
     status_and_step,
     uint64,
     void,
 )
 from scalefield._native.rng import fill_features, fill_normals
+from scalefield._native.team import wait_for_team
 from scalefield._native.weight_steps import DIVERGED, OK, STOPPED, add_rows, add_scaled, dot, dot_rows, update_rows
 
 __all__ = [
@@ -59,6 +62,8 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
+# A(0) is in single precision, whatever training is in.
+Single = NDArray[np.float32]
 
 # Modes treated together: their errors, features and gradients stay in the first-level cache. A multiple of 4,
 # the deviates in a block of the generator.
@@ -71,8 +76,8 @@ _ZERO = np.uint64(0)
 vector_64, matrix_64 = precisions[0]
 
 
-@jit([void(int64, int64, matrix, vector, vector) for vector, matrix in precisions])
-def _project(first: int, last: int, projection: Array, theta: Array, v3_out: Array) -> None:
+@jit([void(int64, int64, matrix32, vector, vector) for vector, _ in precisions])
+def _project(first: int, last: int, projection: Single, theta: Array, v3_out: Array) -> None:
     """v3_k = A(0)_k . theta for modes first..last-1."""
     k = first
     while k + 4 <= last:
@@ -83,8 +88,8 @@ def _project(first: int, last: int, projection: Array, theta: Array, v3_out: Arr
         k += 1
 
 
-@jit([void(int64, int64, matrix, vector, vector) for vector, matrix in precisions])
-def _add_projected(first: int, last: int, projection: Array, v1: Array, v2_out: Array) -> None:
+@jit([void(int64, int64, matrix32, vector, vector) for vector, _ in precisions])
+def _add_projected(first: int, last: int, projection: Single, v1: Array, v2_out: Array) -> None:
     """v2 += sum_k A(0)_k v1_k over modes first..last-1."""
     k = first
     while k + 4 <= last:
@@ -95,9 +100,9 @@ def _add_projected(first: int, last: int, projection: Array, v1: Array, v2_out: 
         k += 1
 
 
-@jit([float64(int64, int64, matrix, vector, vector, vector, vector) for vector, matrix in precisions])
+@jit([float64(int64, int64, matrix32, vector, vector, vector, vector) for vector, _ in precisions])
 def _whitened_errors(
-    first: int, last: int, projection: Array, theta: Array, target: Array, root_eigenvalues: Array, u_out: Array
+    first: int, last: int, projection: Single, theta: Array, target: Array, root_eigenvalues: Array, u_out: Array
 ) -> float:
     """u_k = sqrt(lambda_k) v0_k for modes first..last-1; returns their part of the loss, sum_k u_k^2."""
     if projection.shape[0] == 0:
@@ -119,7 +124,7 @@ def _whitened_errors(
             *[int64] * 6,  # lane .. batch_size
             *[uint64] * 2,  # keys
             *[vector] * 2,  # target, root_eigenvalues
-            matrix,  # projection
+            matrix32,  # projection
             *[vector] * 3,  # theta, u, v1
             *[matrix] * 2,  # features, v2_sums
             matrix_64,  # partial
@@ -139,7 +144,7 @@ def first_pass(
     key1: np.uint64,
     target: Array,
     root_eigenvalues: Array,
-    projection: Array,
+    projection: Single,
     theta: Array,
     u_out: Array,
     v1_out: Array,
@@ -236,7 +241,7 @@ def gather_first(
             *[uint64] * 2,  # keys
             float64,  # inverse_batch_size
             vector,  # root_eigenvalues
-            matrix,  # projection
+            matrix32,  # projection
             *[vector] * 2,  # residual, v1
             *[matrix] * 2,  # features, v2_sums
             byte_vector,  # stop
@@ -253,7 +258,7 @@ def second_pass(
     key1: np.uint64,
     inverse_batch_size: float,
     root_eigenvalues: Array,
-    projection: Array,
+    projection: Single,
     residual: Array,
     v1_out: Array,
     features_out: Array,
@@ -342,9 +347,9 @@ def weights_pass(
     update_rows(lane * n // LANES, (lane + 1) * n // LANES, v2, w_out, learning_rate, gain, mixing_out, sums, stop)
 
 
-@jit([int64(uint64, uint64, int64, int64, byte_vector, matrix) for _, matrix in precisions])
+@jit(int64(uint64, uint64, int64, int64, byte_vector, matrix32))
 def fill_projection(
-    key0: np.uint64, key1: np.uint64, run: int, first: int, stop: NDArray[np.uint8], projection_out: Array
+    key0: np.uint64, key1: np.uint64, run: int, first: int, stop: NDArray[np.uint8], projection_out: Single
 ) -> int:
     """Fill projection_out[k, i] = A(0)[i, first + k] of a run from the stream PROJECTION; return OK or STOPPED."""
     for k in range(projection_out.shape[0]):
@@ -354,9 +359,9 @@ def fill_projection(
     return OK
 
 
-@jit([void(uint64, uint64, int64, int64, int64, matrix) for vector, matrix in precisions])
+@jit(void(uint64, uint64, int64, int64, int64, matrix32))
 def fill_projection_block(
-    key0: np.uint64, key1: np.uint64, run: int, first_mode: int, first_feature: int, projection_out: Array
+    key0: np.uint64, key1: np.uint64, run: int, first_mode: int, first_feature: int, projection_out: Single
 ) -> None:
     """Fill projection_out[k, i] = A(0)[first_feature + i, first_mode + k]; first_feature is a multiple of 4."""
     for k in range(projection_out.shape[0]):
@@ -374,6 +379,8 @@ def fill_projection_block(
 @jit(
     [
         status_and_step(
+            *[int64] * 2,  # thread, n_threads
+            int_vector,  # barrier
             *[int64] * 5,  # t_first .. kind
             *[uint64] * 4,  # keys
             *[float64] * 4,  # learning_rate .. inverse_batch_size
@@ -381,7 +388,7 @@ def fill_projection_block(
             int64,  # batch_size
             float64,  # threshold
             *[vector] * 2,  # target, root_eigenvalues
-            matrix,  # projection
+            matrix32,  # projection
             vector,  # w
             matrix,  # mixing
             *[vector] * 6,  # theta, u, v1, v2, residual, noise
@@ -394,6 +401,9 @@ def fill_projection_block(
     ]
 )
 def advance(
+    thread: int,
+    n_threads: int,
+    barrier: NDArray[np.int64],
     t_first: int,
     t_last: int,
     n_steps: int,
@@ -412,7 +422,7 @@ def advance(
     threshold: float,
     target: Array,
     root_eigenvalues: Array,
-    projection: Array,
+    projection: Single,
     w_out: Array,
     mixing_out: Array,
     theta_out: Array,
@@ -431,6 +441,10 @@ def advance(
 
     Parameters
     ----------
+    thread, n_threads : int
+        Which of the threads that do these steps together this is; all others' arguments are the same.
+    barrier : array of int64, shape (BARRIER_SIZE,)
+        Zeros.
     t_first, t_last, n_steps, run : int
         Steps to do, steps in all, and the number of the run.
     kind : int
@@ -468,7 +482,7 @@ def advance(
     partial_out : array of float64, shape (number of blocks, 1 + B)
         Workspace.
     stop : array of uint8, shape (1,)
-        Set from another thread to end the call soon, with the state in disorder.
+        Set from elsewhere to end the call soon, with the state in disorder.
     loss_out : array
         loss_out[t - t_first] is the loss after t steps.
 
@@ -477,41 +491,53 @@ def advance(
     status, step : int
         OK and t_last; DIVERGED and the step whose loss is beyond the threshold; STOPPED and a step.
     """
-    n_modes = target.size
     gain = learning_rate * gamma * inverse_width
+    lanes = range(thread * LANES // n_threads, (thread + 1) * LANES // n_threads)
     for t in range(t_first, t_last):
         training = 1 if t < n_steps else 0
-        for lane in range(LANES):
+        for lane in lanes:
             status = first_pass(
                 lane, t, run, kind, training, batch_size, feature_key0, feature_key1, target, root_eigenvalues,
                 projection, theta_out, u_out, v1_out, features_out, sums_out, partial_out, stop,
             )  # fmt: skip
             if status != OK:
                 return STOPPED, t
-        loss = gather_first(
-            t, run, partial_out.shape[0], noise_key0, noise_key1, label_noise, partial_out, residual_out, noise_out
-        )
-        loss_out[t - t_first] = loss
-        if not loss <= threshold:
+        if wait_for_team(n_threads, barrier, stop) != 0:
+            return STOPPED, t
+        if thread == 0:
+            loss_out[t - t_first] = gather_first(
+                t, run, partial_out.shape[0], noise_key0, noise_key1, label_noise, partial_out, residual_out, noise_out
+            )
+        if wait_for_team(n_threads, barrier, stop) != 0:
+            return STOPPED, t
+        if not loss_out[t - t_first] <= threshold:
             return DIVERGED, t
         if training == 0:
             break
         if batch_size > 0:
-            for lane in range(LANES):
+            for lane in lanes:
                 status = second_pass(
                     lane, t, run, kind, feature_key0, feature_key1, inverse_batch_size, root_eigenvalues, projection,
                     residual_out, v1_out, features_out, sums_out, stop,
                 )  # fmt: skip
                 if status != OK:
                     return STOPPED, t
-        if projection.shape[0] == 0:
-            for k in range(n_modes):
-                v2_out[k] = v1_out[k]
-        else:
-            gather_sums(1.0, sums_out, v2_out)
-        for lane in range(LANES):
-            weights_pass(lane, v2_out, w_out, learning_rate, gain, mixing_out, sums_out, stop)
-        if stop[0] != 0:
+            if wait_for_team(n_threads, barrier, stop) != 0:
+                return STOPPED, t
+        if thread == 0:
+            if projection.shape[0] == 0:
+                for k in range(v2_out.size):
+                    v2_out[k] = v1_out[k]
+            else:
+                gather_sums(1.0, sums_out, v2_out)
+        if wait_for_team(n_threads, barrier, stop) != 0:
             return STOPPED, t
-        gather_sums(inverse_width, sums_out, theta_out)
+        for lane in lanes:
+            weights_pass(lane, v2_out, w_out, learning_rate, gain, mixing_out, sums_out, stop)
+        if stop[0] != 0 or wait_for_team(n_threads, barrier, stop) != 0:
+            return STOPPED, t
+        if thread == 0:
+            gather_sums(inverse_width, sums_out, theta_out)
+        if wait_for_team(n_threads, barrier, stop) != 0:
+            return STOPPED, t
     return OK, t_last

@@ -44,6 +44,9 @@ stream         value  counter                                 lane
 Other features than Gaussian ones take one word each, word k % 4 of the same block: their sign is the word's highest
 bit, or they are sqrt(12) (2^{-32} (x + 1/2) - 1/2); functions are given 2^{-32} (x + 1/2).
 
+Entries of A(0) are these deviates rounded to single precision, in every precision of training: by at most 6e-8 of
+their size, which no statistic sees, and A(0) takes half the memory and the time to read it.
+
 So more features, modes, samples, steps or runs never change the earlier ones.
 
 Arithmetic is plain IEEE double precision without contraction or other relaxations, with polynomials in place

@@ -8,11 +8,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from scalefield._native.jit import byte_vector, float64, int64, jit, precisions, void
+from scalefield._native.jit import byte_vector, float64, int64, jit, matrix32, precisions, vector32, void
 
 __all__ = ["DIVERGED", "OK", "STOPPED", "add_rows", "add_scaled", "dot", "dot_rows", "update_rows"]
 
 Array = NDArray[np.float64]
+Rows = NDArray[np.float64] | NDArray[np.float32]
 
 # Status of a kernel.
 OK = 0
@@ -24,16 +25,21 @@ STOPPED = 2
 _SUMS = ("reassoc",)
 
 
-@jit([float64(vector, vector) for vector, matrix in precisions], fastmath=_SUMS)
-def dot(x: Array, y: Array) -> float:
+# Rows and vectors in one precision, or rows in single and vectors in double precision: A(0).
+_products = tuple((vector, matrix, vector) for vector, matrix in precisions)
+_products += ((vector32, matrix32, precisions[0][0]),)
+
+
+@jit([float64(row, vector) for row, _, vector in _products], fastmath=_SUMS)
+def dot(x: Rows, y: Array) -> float:
     total = 0.0
     for i in range(x.size):
         total += x[i] * y[i]
     return total
 
 
-@jit([void(int64, matrix, vector, vector) for vector, matrix in precisions], fastmath=_SUMS)
-def dot_rows(k: int, rows: Array, x: Array, y_out: Array) -> None:
+@jit([void(int64, matrix, vector, vector) for _, matrix, vector in _products], fastmath=_SUMS)
+def dot_rows(k: int, rows: Rows, x: Array, y_out: Array) -> None:
     """y_out[k:k+4] = rows[k:k+4] . x; four rows at once load x once."""
     t0, t1, t2, t3 = 0.0, 0.0, 0.0, 0.0
     for i in range(x.size):
@@ -47,14 +53,14 @@ def dot_rows(k: int, rows: Array, x: Array, y_out: Array) -> None:
     y_out[k + 3] = t3
 
 
-@jit([void(float64, vector, vector) for vector, matrix in precisions])
-def add_scaled(a: float, x: Array, y_out: Array) -> None:
+@jit([void(float64, row, vector) for row, _, vector in _products])
+def add_scaled(a: float, x: Rows, y_out: Array) -> None:
     for i in range(x.size):
         y_out[i] += a * x[i]
 
 
-@jit([void(int64, int64, int64, int64, matrix, vector, vector) for vector, matrix in precisions])
-def add_rows(top: int, left: int, right: int, a_first: int, rows: Array, a: Array, y_out: Array) -> None:
+@jit([void(int64, int64, int64, int64, matrix, vector, vector) for _, matrix, vector in _products])
+def add_rows(top: int, left: int, right: int, a_first: int, rows: Rows, a: Array, y_out: Array) -> None:
     """y_out += sum_j a[a_first+j] rows[top+j, left:right] over j < 4; four rows at once load and store y once."""
     a0, a1, a2, a3 = a[a_first], a[a_first + 1], a[a_first + 2], a[a_first + 3]
     # Slices, since an index of unknown sign (left + i) is checked for wrapping round and stops vectorisation.

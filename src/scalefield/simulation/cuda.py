@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from scalefield._memory import format_bytes
 from scalefield._progress import Progress
+from scalefield._projection import ENTRY_BYTES
 from scalefield.errors import BackendUnavailableError, InsufficientMemoryError, Interrupted
 from scalefield.simulation.plan import Plan
 
@@ -248,12 +249,12 @@ class _Literal(_Engine):
                 f"a literal run with {n_modes} modes and width {self.width} needs about {format_bytes(others)} of "
                 f"device memory besides A(0), but only {format_bytes(int(usable))} is available"
             )
-        self.stored = others + itemsize * shape.projection_size <= usable
+        self.stored = others + ENTRY_BYTES * shape.projection_size <= usable
         logger.info(
             "simulating %d literal run(s) of %d steps on the device, A(0) of %s %s",
             plan.n_runs,
             plan.n_steps,
-            format_bytes(itemsize * shape.projection_size),
+            format_bytes(ENTRY_BYTES * shape.projection_size),
             "in its memory" if self.stored else "made on the fly",
         )
         self.kernels = literal_kernels(self.dtype, shape.threads, self.stored)
@@ -270,7 +271,7 @@ class _Literal(_Engine):
         self.residual = self.device_vector((), shape.padded_batch)
         self.losses = gpu.empty(shape.n_mode_chunks, self.dtype)
         self.partials = gpu.empty(shape.partials_size, self.dtype)
-        self.projection = gpu.empty(shape.projection_size if self.stored else 0, self.dtype)
+        self.projection = gpu.empty(shape.projection_size if self.stored else 0, "float32")
         self.mixing = gpu.empty(shape.mixing_size, self.dtype)
 
     def device_vector(self, values: Any, size: int) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scalefield._projection import ENTRY_BYTES
 from scalefield._threads import thread_count
 from scalefield.model import Model
 from scalefield.simulation.plan import Plan
@@ -62,12 +63,13 @@ class _Sizes:
         samples = (0, 0)
         if model.is_offline:
             n_samples = int(model.n_samples)
-            held = max(_KEPT_SAMPLE_BYTES, math.prod(projection) * itemsize)
+            held = max(_KEPT_SAMPLE_BYTES, math.prod(projection) * ENTRY_BYTES)
             if batch > 0 or given or n_samples * n_modes * itemsize <= held:
                 samples = (n_samples, n_modes)
             given = batch > 0
             batch = batch or n_samples
-        keep = given or batch * n_modes * itemsize <= max(_KEPT_BATCH_BYTES, math.prod(projection) * itemsize)
+        projection_bytes = math.prod(projection) * ENTRY_BYTES
+        keep = given or batch * n_modes * itemsize <= max(_KEPT_BATCH_BYTES, projection_bytes)
         return cls(
             n_modes=n_modes,
             n=n,
@@ -84,9 +86,10 @@ class _Sizes:
 
     @property
     def bytes_per_worker(self) -> int:
-        matrices = (self.projection, self.mixing, self.features, self.samples, self.sums)
+        matrices = (self.mixing, self.features, self.samples, self.sums)
         vectors = 2 * self.n_modes + 3 * self.n + 2 * self.batch
-        return self.itemsize * (sum(map(math.prod, matrices)) + vectors) + 8 * math.prod(self.partial)
+        own = self.itemsize * (sum(map(math.prod, matrices)) + vectors)
+        return own + ENTRY_BYTES * math.prod(self.projection) + 8 * math.prod(self.partial)
 
     @property
     def shared_bytes(self) -> int:
@@ -152,7 +155,7 @@ class LiteralWorker:
     def __init__(self, shared: Literal) -> None:
         self.shared, sizes = shared, shared.sizes
         dtype = shared.plan.dtype
-        self.projection = np.empty(sizes.projection, dtype=dtype)
+        self.projection = np.empty(sizes.projection, dtype=np.float32)
         self.mixing = np.empty(sizes.mixing, dtype=dtype)
         self.features = np.empty(sizes.features, dtype=dtype)
         self.sums, self.partial = np.zeros(sizes.sums, dtype=dtype), np.zeros(sizes.partial)
@@ -206,72 +209,62 @@ class LiteralWorker:
         self.features[...] = made_features(function, uniform)
 
     def _advance(self, run: int, kind: int, t_first: int, t_last: int, loss_out: Array) -> tuple[int, int]:
-        if self.shared.threads_per_run > 1:
-            return self._advance_together(run, kind, t_first, t_last, loss_out)
         from scalefield._native import literal_steps, rng
+        from scalefield._native.team import BARRIER_SIZE
 
         shared, plan = self.shared, self.shared.plan
-        model = plan.model
-        status, step = literal_steps.advance(
-            t_first,
-            t_last,
-            plan.n_steps,
-            run,
-            kind,
-            *rng.stream_key(plan.seed, rng.FEATURES),
-            *rng.stream_key(plan.seed, rng.LABEL_NOISE),
-            model.learning_rate,
-            model.gamma,
-            model.label_noise,
-            model.inverse_batch_size,
-            shared.inverse_width,
-            shared.sizes.batch,
-            shared.threshold,
-            shared.target,
-            shared.root_eigenvalues,
-            self.projection,
-            self.w,
-            self.mixing,
-            self.theta,
-            self.u,
-            self.v1,
-            self.v2,
-            self.residual,
-            self.noise,
-            self.features,
-            self.sums,
-            self.partial,
-            shared.stop,
-            loss_out,
-        )
-        return status, step
+        model, n_threads = plan.model, shared.threads_per_run
+        barrier = np.zeros(BARRIER_SIZE, dtype=np.int64)
 
-    def _advance_together(self, run: int, kind: int, t_first: int, t_last: int, loss_out: Array) -> tuple[int, int]:
-        """The same steps, each pass shared among threads; see `literal_steps.advance`."""
-        from scalefield._native import literal_steps as steps
-        from scalefield._native import rng
+        def steps(thread: int) -> tuple[int, int]:
+            status, step = literal_steps.advance(
+                thread,
+                n_threads,
+                barrier,
+                t_first,
+                t_last,
+                plan.n_steps,
+                run,
+                kind,
+                *rng.stream_key(plan.seed, rng.FEATURES),
+                *rng.stream_key(plan.seed, rng.LABEL_NOISE),
+                model.learning_rate,
+                model.gamma,
+                model.label_noise,
+                model.inverse_batch_size,
+                shared.inverse_width,
+                shared.sizes.batch,
+                shared.threshold,
+                shared.target,
+                shared.root_eigenvalues,
+                self.projection,
+                self.w,
+                self.mixing,
+                self.theta,
+                self.u,
+                self.v1,
+                self.v2,
+                self.residual,
+                self.noise,
+                self.features,
+                self.sums,
+                self.partial,
+                shared.stop,
+                loss_out,
+            )
+            return status, step
 
-        shared, plan = self.shared, self.shared.plan
-        model = plan.model
-        feature_key = rng.stream_key(plan.seed, rng.FEATURES)
-        noise_key = rng.stream_key(plan.seed, rng.LABEL_NOISE)
-        with ThreadPoolExecutor(shared.threads_per_run - 1, thread_name_prefix="scalefield") as pool:
-            for t in range(t_first, t_last):
-                training = t < plan.n_steps
-                source = (t, run, kind, feature_key, self.features)
-                if not self._find_errors(pool, source, training):
-                    return steps.STOPPED, t
-                loss = steps.gather_first(
-                    t, run, len(self.partial), *noise_key, model.label_noise, self.partial, self.residual, self.noise
-                )
-                loss_out[t - t_first] = loss
-                if not loss <= shared.threshold:
-                    return steps.DIVERGED, t
-                if not training:
-                    break
-                if not self._move_weights(pool, source, model.inverse_batch_size):
-                    return steps.STOPPED, t
-        return steps.OK, t_last
+        if n_threads == 1:
+            return steps(0)
+        with ThreadPoolExecutor(n_threads - 1, thread_name_prefix="scalefield") as pool:
+            try:
+                others = [pool.submit(steps, thread) for thread in range(1, n_threads)]
+            except RuntimeError:
+                # A thread that could not be started: the others would wait for it.
+                shared.stop[0] = 1
+                raise
+            found = [steps(0), *(other.result() for other in others)]
+        return max(found)
 
     def _find_errors(self, pool: ThreadPoolExecutor, source: Source, training: bool) -> bool:
         """First pass over A(0); False if stopped."""
@@ -343,13 +336,13 @@ class LiteralWorker:
         return found
 
     def _learned(self) -> Array:
-        """v3 = A(0)^T theta; in blocks, since A(0) in single precision must not be copied whole."""
+        """v3 = A(0)^T theta; in blocks, since A(0), in single precision, must not be copied whole."""
         theta = self.theta.astype(np.float64)
         if self.projection.shape[0] == 0:
             return theta
         return np.concatenate([rows @ theta for rows in self._blocks()])
 
-    def _blocks(self) -> Iterator[Array]:
+    def _blocks(self) -> Iterator[NDArray[np.float32]]:
         """A(0)^T, some modes at a time."""
         for first in range(0, self.projection.shape[0], BLOCK):
             yield self.projection[first : first + BLOCK]

@@ -191,14 +191,11 @@ class LiteralOfflineWorker(LiteralWorker):
 
     def observe(self) -> dict[str, Any]:
         """What the plan wants recorded of the state beside the loss; the train loss always."""
-        plan = self.shared.plan
         if self._full_batch:
             with ThreadPoolExecutor(max(1, self.shared.threads_per_run - 1)) as pool:
                 self._errors(pool, None, True)
             residuals = self.residual.astype(np.float64)
         else:
-            theta = self.theta.astype(np.float64)
-            learned = theta if math.isinf(plan.model.width) else self.projection @ theta
-            errors = np.sqrt(self.shared.eigenvalues) * (self.shared.target - learned)
+            errors = np.sqrt(self.shared.eigenvalues) * (self.shared.target - self._learned())
             residuals = self.samples @ errors + self.labels_noise
         return {"train_loss": float(residuals @ residuals) / residuals.size} | super().observe()

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh
 
-from scalefield._projection import add_far_modes, modes_kept, projection_rows
+from scalefield._projection import ENTRY_BYTES, add_far_modes, modes_kept, projection_rows
 from scalefield._threads import share
 from scalefield.spectrum import Task
 
@@ -54,8 +54,9 @@ class Reduction:
 
 def reduction_bytes(width: int, n_modes: int, n_threads: int) -> int:
     """Memory that a reduction takes."""
-    threads = min(n_threads, LANES)
-    return 8 * (width * width * (LANES + 3) + threads * width * min(BLOCK, n_modes) * 2 + 4 * n_modes)
+    # A block's entries in both precisions, and their products with the eigenvalues.
+    blocks = min(n_threads, LANES) * width * min(BLOCK, n_modes)
+    return 8 * (width * width * (LANES + 3) + blocks * 2 + 4 * n_modes) + ENTRY_BYTES * blocks
 
 
 def reduce_projection(
