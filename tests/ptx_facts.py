@@ -87,7 +87,7 @@ def facts(kernel: Kernel, capability: tuple[int, int]) -> dict[str, Any]:
         "calls": sum(operation.startswith("call") for operation in operations),
         "atomics": sum(operation.startswith(("atom", "red")) for operation in operations),
         "double": sum(".f64" in operation for operation in operations),
-        "float": sum(".f32" in operation and not operation.startswith(("cvt", "ld")) for operation in operations),
+        "float": sum(".f32" in operation and not operation.startswith(("cvt", "ld", "st")) for operation in operations),
         "vector loads": sum(operation in ("ld.global.v4.f32", "ld.global.v2.f64") for operation in operations),
         "wide products": sum(operation == "mul.wide.u32" for operation in operations),
         "shared bytes": sum(int(count) for count in re.findall(r"\.shared .*\[(\d+)\];", text)),
