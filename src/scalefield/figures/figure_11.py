@@ -108,7 +108,7 @@ def draw(data: FigureData) -> Figure:
     ax.plot(x, y, "o", color="black", markersize=4.0, markerfacecolor="white", label=label, zorder=4)
     ax.set_xlim(0.0, 1.6)
     ax.set_ylim(0.0, 1.6)
-    ax.legend(frameon=False, fontsize="small")
+    ax.legend(frameon=False, fontsize="small", loc="lower right", labelspacing=0.25)
 
     ax = axes["b"]
     for curve, colour in zip(data.panel("b"), COLOURS, strict=False):

@@ -368,9 +368,10 @@ def crossover_time(gamma: float, beta: float) -> float:
     beta = as_float("beta", beta, minimum=0.0, exclusive=True)
     if gamma == 0.0 or beta >= 1.0:
         return math.inf
-    # In logarithms, for no overflow where beta is close to 1.
-    logarithm = -math.log(gamma) / (1.0 - beta)
-    return math.exp(logarithm) if logarithm < 700.0 else math.inf
+    try:
+        return float(gamma ** (-1.0 / (1.0 - beta)))
+    except OverflowError:  # beta close to 1
+        return math.inf
 
 
 def compute_optimal(
