@@ -236,7 +236,7 @@ def test_optimum_of_the_sum_itself(alpha, beta, rich):
 @pytest.mark.parametrize("rich", [False, True])
 @given(alphas, st.floats(0.01, 0.99))
 def test_the_transient_of_hard_tasks_does_not_move_the_optimum(rich, alpha, beta):
-    """Counted while t^r < N^alpha, where it holds, it lies between flow and bottleneck: min e_i(x) is unchanged there."""
+    """While t^r < N^alpha, where it holds, it is smaller than flow or bottleneck: min e_i(x) is unchanged."""
     flow, bottleneck, width, _ = scaling.loss_terms(alpha, beta, rich)
     x = np.linspace(0.0, 1.0, 1001)
     exponents = [term.width_exponent * x + term.time_exponent * (1.0 - x) for term in (flow, bottleneck, width)]
@@ -298,7 +298,7 @@ def test_phase_diagram_is_its_tasks(rich):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: scaling.task_difficulty(1.0, 0.5), ValueError, "alpha must be a finite number greater than 1, got 1.0"),
+        (lambda: scaling.task_difficulty(1.0, 0.5), ValueError, "alpha must be a finite number greater than 1, got 1"),
         (lambda: scaling.loss_terms(2.0, 0.0, True), ValueError, "beta must be a finite number greater than 0, got 0"),
         (lambda: scaling.time_exponent(0.5, 1), TypeError, "rich must be True or False, got 1 of type int"),
         (lambda: scaling.bootstrap_exponents(0.5, -1), ValueError, "levels must be an integer of at least 0, got -1"),

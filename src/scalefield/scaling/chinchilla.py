@@ -146,7 +146,18 @@ def fit_chinchilla(
     `scipy.optimize.least_squares`. Errors are Huber's, for independent noise, by the fit's linearisation; without given
     errors Student's t with n - 5 degrees of freedom.
 
-    COVERAGE_CHINCHILLA
+    Coverage of the 95% intervals in %, measured on 1,000 grids each of 6 widths and 8 times, E = 0.1, A = 2, a = 0.8,
+    B = 3, b = 0.5, 2% noise (standard error of these figures 0.7); outliers are 10% of the points, with 30% noise:
+
+    ==========================  ====  ====  ====  ====  ====  ==========
+    points                      E     A     a     B     b     a b/(a+b)
+    ==========================  ====  ====  ====  ====  ====  ==========
+    noise                       95.2  95.2  96.2  95.3  94.7  96.1
+    noise, errors given         94.9  95.9  96.3  95.9  95.7  95.5
+    noise and outliers          94.3  95.1  95.0  95.5  95.2  94.0
+    ==========================  ====  ====  ====  ====  ====  ==========
+
+    About 20 ms.
 
     References
     ----------
@@ -265,7 +276,7 @@ class _Problem:
                     start = np.array([first, log_a, a, log_b, b])
                     found.append((float(np.abs(self.residuals(start)).sum()), start))
         found.sort(key=lambda pair: pair[0])
-        return [start for _, start in found[:5]]
+        return [start for _, start in found[:3]]
 
     def solve(self, floor: float | None, known_scale: float | None) -> tuple[Array, float]:
         """Huber's fit and its scale, E fixed at `floor` unless None."""
