@@ -50,6 +50,7 @@ def test_exact_power_law(exponent):
     assert abs(fit.drift) < 1e-11
     assert fit.window == (X[0], X[-1])
     assert fit.n_points == X.size
+    assert not fit.covariance.flags.writeable
     np.testing.assert_allclose(fit.prediction([[2.0, 2e6]]), [[3.0 * 2.0**-exponent, 3.0 * 2e6**-exponent]], rtol=1e-10)
 
 
