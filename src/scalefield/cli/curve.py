@@ -103,7 +103,7 @@ def curve(
     seed: int,
     out: Path,
 ) -> int:
-    r"""Predict a learning curve by theory and run the simulation beside it.
+    """Predict a learning curve by theory and run the simulation beside it.
 
     The task is the spectrum measured on the bundled handwritten digits (digits), a spectrum in a .csv or
     .npz FILE (columns eigenvalue, target_coefficient), or a power law (--alpha and --beta).
@@ -114,7 +114,7 @@ def curve(
       scalefield curve my_kernel.csv --width 256 --gamma 0 --out lazy
       scalefield curve --alpha 1.5 --beta 0.5 --width inf --runs 0
       scalefield curve digits --samples 200 --label-noise 0.3
-    """
+    """  # noqa: D301
     from rich.console import Console
 
     spectrum = _task(source, alpha, beta, modes)
