@@ -16,6 +16,7 @@ from scalefield.resolvent import DeterministicEquivalent, bottleneck_loss
 from scalefield.simulation import Simulation, simulate
 from scalefield.spectral_measure import SpectralMeasure
 from scalefield.spectrum import PowerLawSpectrum, Spectrum
+from scalefield.sweeps import load_sweep, sweep
 
 __all__ = [
     "ContourMeasure",
@@ -31,10 +32,12 @@ __all__ = [
     "bottleneck_loss",
     "datasets",
     "errors",
+    "load_sweep",
     "plot",
     "simulate",
     "solve_dmft",
     "solve_gradient_flow",
+    "sweep",
 ]
 
 __version__ = _version("scalefield")
