@@ -6,7 +6,7 @@ Exact dynamical mean-field theory and stochastic simulation of the model of Bord
 
 from importlib.metadata import version as _version
 
-from scalefield import datasets, errors, plot
+from scalefield import datasets, errors, figures, plot, scaling
 from scalefield.contour import ContourMeasure
 from scalefield.dmft import DMFTSolution, solve_dmft
 from scalefield.flow import FlowSolution, solve_gradient_flow
@@ -32,8 +32,10 @@ __all__ = [
     "bottleneck_loss",
     "datasets",
     "errors",
+    "figures",
     "load_sweep",
     "plot",
+    "scaling",
     "simulate",
     "solve_dmft",
     "solve_gradient_flow",
