@@ -170,19 +170,24 @@ def _compute(
         future.add_done_callback(arrived.put)
         return True
 
+    outcome: Outcome | None = None
     try:
-        while len(running) < _HANDED_OUT and hand_out():
-            pass
-        while running:
+        while True:
+            # What arrives is kept before more is handed out.
+            while len(running) < _HANDED_OUT and arrived.empty() and hand_out():
+                pass
+            if not running:
+                return
             future = arrived.get()
-            keep(_outcome(future, running[future]))
-            # Not before it is kept, so that an interruption does not lose it; and then at once: a cluster computes
-            # again what a lost worker held and someone still has a future of.
+            outcome = _outcome(future, running[future])
+            # A cluster computes again what a lost worker held and someone still has a future of.
             del running[future], future
-            hand_out()
+            keep(outcome)
     except BaseException:
         for future in running:
             future.cancel()
+        if outcome is not None and outcome.point not in outcomes:
+            keep(outcome)
         for future in running:
             if future.done() and not future.cancelled() and future.exception() is None:
                 keep(future.result())
