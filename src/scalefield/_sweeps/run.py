@@ -8,7 +8,7 @@ import os
 import pickle
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -113,7 +113,9 @@ def _as_executor(executor: Any, call: Call) -> Any:
     if not isinstance(executor, Executor) and callable(getattr(executor, "get_executor", None)):
         # A dask client; its own futures are not those of concurrent.futures.
         executor = executor.get_executor(pure=False)
-    if isinstance(executor, ProcessPoolExecutor) or type(executor).__module__.startswith("mpi4py"):
+    # By name: importing process pools takes as long as scalefield's own modules.
+    kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(executor).__mro__}
+    if "concurrent.futures.process.ProcessPoolExecutor" in kinds or any(kind.startswith("mpi4py.") for kind in kinds):
         try:
             pickle.dumps(call)
         except Exception as error:
