@@ -16,6 +16,7 @@ from scalefield.resolvent import DeterministicEquivalent, bottleneck_loss
 from scalefield.simulation import Simulation, simulate
 from scalefield.spectral_measure import SpectralMeasure
 from scalefield.spectrum import PowerLawSpectrum, Spectrum
+from scalefield.sweeps import load_sweep, sweep
 
 __all__ = [
     "ContourMeasure",
@@ -32,11 +33,13 @@ __all__ = [
     "datasets",
     "errors",
     "figures",
+    "load_sweep",
     "plot",
     "scaling",
     "simulate",
     "solve_dmft",
     "solve_gradient_flow",
+    "sweep",
 ]
 
 __version__ = _version("scalefield")

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-__all__ = ["share", "single_threaded_blas", "thread_count"]
+__all__ = ["limited_threads", "share", "single_threaded_blas", "thread_count"]
 
 
 @cache
@@ -73,8 +73,30 @@ def single_threaded_blas() -> Iterator[None]:
         _blas_limit.release()
 
 
+_thread_limit = threading.local()
+
+
+@contextmanager
+def limited_threads(n_threads: int | None) -> Iterator[None]:
+    """Hold `thread_count`, where this thread asks for it, to n_threads; None for no limit."""
+    before = getattr(_thread_limit, "value", None)
+    _thread_limit.value = n_threads
+    try:
+        yield
+    finally:
+        _thread_limit.value = before
+
+
 def thread_count() -> int:
-    """Threads for our own loops: SCALEFIELD_NUM_THREADS if set, else the cores this process may use."""
+    """Threads for our own loops: SCALEFIELD_NUM_THREADS if set, else the cores this process may use.
+
+    Fewer inside a block of `limited_threads`.
+    """
+    limit = getattr(_thread_limit, "value", None)
+    return _available_threads() if limit is None else min(limit, _available_threads())
+
+
+def _available_threads() -> int:
     setting = os.environ.get("SCALEFIELD_NUM_THREADS")
     if setting is not None:
         if not setting.isdecimal() or int(setting) < 1:

@@ -18,6 +18,7 @@ __all__ = [
     "ScalefieldError",
     "SpectrumFileError",
     "StabilityWarning",
+    "SweepError",
 ]
 
 
@@ -68,6 +69,20 @@ class Interrupted(KeyboardInterrupt):
 
 class SpectrumFileError(ScalefieldError, ValueError):
     """A spectrum file cannot be read; the message names the file, row and column."""
+
+
+class SweepError(ScalefieldError, RuntimeError):
+    """A sweep ended before its last point, because its executor broke or was shut down.
+
+    Attributes
+    ----------
+    partial : xarray.Dataset
+        What was finished by then.
+    """
+
+    def __init__(self, message: str, partial: Any = None) -> None:
+        super().__init__(message)
+        self.partial = partial
 
 
 class StabilityWarning(UserWarning):

@@ -1,6 +1,7 @@
 """Scaling laws: exponents and phases, compute-optimal training, and fits of power laws."""
 
 from scalefield.scaling.chinchilla import ChinchillaFit, fit_chinchilla
+from scalefield.scaling.curves import learning_curves
 from scalefield.scaling.exponents import (
     ComputeOptimum,
     LossTerm,
@@ -34,6 +35,7 @@ __all__ = [
     "fit_broken_power_law",
     "fit_chinchilla",
     "fit_power_law",
+    "learning_curves",
     "local_exponents",
     "loss_terms",
     "phase_diagram",
