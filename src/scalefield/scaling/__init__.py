@@ -12,12 +12,16 @@ from scalefield.scaling.exponents import (
     task_difficulty,
     time_exponent,
 )
+from scalefield.scaling.frontier import Frontier, FrontierExponent, compute_frontier
 
 __all__ = [
     "ComputeOptimum",
+    "Frontier",
+    "FrontierExponent",
     "LossTerm",
     "PhaseDiagram",
     "bootstrap_exponents",
+    "compute_frontier",
     "compute_optimal",
     "crossover_time",
     "loss_terms",
