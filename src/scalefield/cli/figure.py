@@ -90,7 +90,9 @@ def _print_table(console: Console, data: FigureData) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    curves = data.exponents()
+    # What several panels show is listed once.
+    listed = {(c.label, c.predicted_exponent, c.measured_exponent): c for c in reversed(data.exponents())}
+    curves = list(reversed(listed.values()))
     if not curves:
         return
     title = f"figure {data.name}"

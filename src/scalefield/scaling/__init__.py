@@ -1,5 +1,6 @@
 """Scaling laws: exponents and phases, compute-optimal training, and fits of power laws."""
 
+from scalefield.scaling.chinchilla import ChinchillaFit, fit_chinchilla
 from scalefield.scaling.exponents import (
     ComputeOptimum,
     LossTerm,
@@ -12,18 +13,32 @@ from scalefield.scaling.exponents import (
     task_difficulty,
     time_exponent,
 )
+from scalefield.scaling.fitting import (
+    BrokenPowerLawFit,
+    PowerLawFit,
+    fit_broken_power_law,
+    fit_power_law,
+    local_exponents,
+)
 from scalefield.scaling.frontier import Frontier, FrontierExponent, compute_frontier
 
 __all__ = [
+    "BrokenPowerLawFit",
+    "ChinchillaFit",
     "ComputeOptimum",
     "Frontier",
     "FrontierExponent",
     "LossTerm",
     "PhaseDiagram",
+    "PowerLawFit",
     "bootstrap_exponents",
     "compute_frontier",
     "compute_optimal",
     "crossover_time",
+    "fit_broken_power_law",
+    "fit_chinchilla",
+    "fit_power_law",
+    "local_exponents",
     "loss_terms",
     "phase_diagram",
     "task_difficulty",

@@ -483,7 +483,7 @@ def phase_diagram(alphas: ArrayLike, betas: ArrayLike, rich: bool, *, sgd_noise:
 
     Notes
     -----
-    About 30 microseconds a task.
+    About 0.1 ms a task.
 
     References
     ----------

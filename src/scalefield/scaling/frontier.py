@@ -32,6 +32,7 @@ from scalefield.flow import AveragedFlow
 from scalefield.model import Model
 from scalefield.resolvent import DeterministicEquivalent
 from scalefield.scaling.exponents import ComputeOptimum, compute_optimal
+from scalefield.scaling.fitting import fit_power_law
 from scalefield.spectrum import PowerLawSpectrum, Task
 
 __all__ = ["Frontier", "FrontierExponent", "compute_frontier"]
@@ -78,7 +79,7 @@ class FrontierExponent:
     fitted : float
         e of L ~ C^-e, N ~ C^e or t ~ C^e.
     error : float
-        By how much the local exponent changes within the window.
+        How far the exponent still drifts within the window.
     predicted : float or None
         From `compute_optimal`.
     """
@@ -111,12 +112,12 @@ class Frontier(Result):
         "" where the optimum is a minimum over the width; else what holds it back: "width", an end of `width_range`;
         "steps", the budget pays for a single one there; "stability", training diverges beyond.
     loss_exponent, width_exponent, time_exponent : float
-        Least-squares slopes of log L* (with the sign of e in L ~ C^-e), log N* and log t* over log C in the window;
-        nan with fewer than three inner optima there.
+        Powers of C fitted (`fit_power_law`) to 1/L*, N* and t* in the window; nan with fewer than three inner optima
+        there.
     loss_exponent_error, width_exponent_error, time_exponent_error : float
-        Range of the local exponents over the window. Curves of theory have no noise: what keeps a fit from its
-        asymptote is that the exponent still drifts. If its distance from there halves within the window, the asymptote
-        is this close.
+        Drift of the exponent over the window (or the fit's standard error, if larger). Curves of theory have no noise:
+        what keeps a fit from its asymptote is that the exponent still changes. If its distance from there halves within
+        the window, the asymptote is this close.
     window_start, window_stop : float
         First and last budget fitted.
     interpolation_error : float
@@ -667,9 +668,12 @@ def _frontier(
         if y.size > 1:
             slope = np.gradient(y, log_budgets, edge_order=min(2, y.size - 1))
         fields[f"local_{name}_exponent"] = slope
-        enough = int(fitted.sum()) >= _FEWEST_FITTED
-        fields[f"{name}_exponent"] = float(np.polyfit(log_budgets[fitted], y[fitted], 1)[0]) if enough else math.nan
-        fields[f"{name}_exponent_error"] = float(np.ptp(slope[fitted])) if enough else math.nan
+        exponent, error = math.nan, math.nan
+        if int(fitted.sum()) >= _FEWEST_FITTED:
+            # Its exponents are those of decay.
+            fit = fit_power_law(budgets[fitted], np.exp(-y[fitted]), window=None)
+            exponent, error = fit.exponent, max(abs(fit.drift), fit.standard_error)
+        fields[f"{name}_exponent"], fields[f"{name}_exponent_error"] = exponent, error
     inside = budgets[fitted] if fitted.any() else np.array([math.nan])
     return Frontier(
         model=model,
