@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,10 @@ from scalefield.scaling import fit_power_law
 from scalefield.simulation import simulate
 from scalefield.spectrum import PowerLawSpectrum
 
-__all__ = ["Tasks", "compare", "inside", "truncated", "with_exponent"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["Tasks", "compare", "inside", "order_legend", "truncated", "with_exponent"]
 
 Array = NDArray[np.float64]
 
@@ -69,13 +72,13 @@ def inside(curve: Curve, window: tuple[float, float]) -> tuple[Array, Array]:
 
 
 def with_exponent(curve: Curve, predicted: float, window: tuple[float, float], why: str) -> Curve:
-    """The curve with its exponent in the window; `why` is noted where that differs beyond its error.
+    """The curve with its exponent in the window; `why` is noted where that is not the one predicted.
 
     The error is the fit's standard error or, where larger, how far the local exponent still drifts in the window.
     """
     fit = fit_power_law(*inside(curve, window), window=None)
     error = max(fit.standard_error, abs(fit.drift))
-    differs = abs(fit.exponent - predicted) > max(NOTED, error)
+    differs = abs(fit.exponent - predicted) > NOTED
     return replace(
         curve,
         predicted_exponent=predicted,
@@ -89,3 +92,11 @@ def with_exponent(curve: Curve, predicted: float, window: tuple[float, float], w
 def truncated(alpha: float, beta: float) -> PowerLawSpectrum:
     """A power law of so many modes that those missing are far below what the widths drawn can learn."""
     return PowerLawSpectrum(alpha, beta, n_modes=2**14)
+
+
+def order_legend(ax: Axes) -> None:
+    """A legend at the lower left, with theory after all runs."""
+    handles, labels = ax.get_legend_handles_labels()
+    pairs = sorted(zip(labels, handles, strict=True), key=lambda pair: not pair[0].startswith(("N =", "B =")))
+    names, lines = [label for label, _ in pairs], [handle for _, handle in pairs]
+    ax.legend(lines, names, frameon=False, fontsize="small", loc="lower left")

@@ -13,7 +13,7 @@ import numpy as np
 
 from scalefield._progress import Progress
 from scalefield.figures._base import COLOURS, Curve, FigureData, draw_curves, draw_guide, make_panels, power_law_guide
-from scalefield.figures._learning_curves import NOTED, Tasks, compare, truncated, with_exponent
+from scalefield.figures._learning_curves import NOTED, Tasks, compare, order_legend, truncated, with_exponent
 from scalefield.flow import solve_gradient_flow
 from scalefield.model import Model
 from scalefield.resolvent import bottleneck_loss
@@ -101,7 +101,8 @@ def _finite_widths(
         if beta < 1.0
         else "finite width and time: the 1/N transient, t^-(1-1/alpha)/N, falls more slowly than gradient flow"
     )
-    window = (3.0 / LEARNING_RATE, 0.1 * n_steps)
+    # One decade of tau, after the first modes and before the narrowest widths bend.
+    window = (3.0 / LEARNING_RATE, 30.0 / LEARNING_RATE)
     result = [with_exponent(curve, chi, window, why) if curve.kind == "theory" else curve for curve in curves]
     # What infinite training leaves, drawn at the right; its exponent in the width is that of very wide models.
     predicted = next(term.width_exponent for term in loss_terms(ALPHA, beta, True) if term.name == "model bottleneck")
@@ -124,14 +125,14 @@ def _finite_widths(
                 measured_exponent=measured,
                 note=""
                 if abs(printed - measured) < 10.0 * NOTED
-                else f"exponent in the width, from N = 1e6 to 1e8; the paper prints alpha min(2, beta) = {printed:.3g}, "
-                "which leaves out the variance over initial features",
+                else "exponent in the width, from N = 1e6 to 1e8; the paper prints alpha min(2, beta) = "
+                f"{printed:.3g}, which leaves out the variance over initial features",
             )
         )
     start = window[0]
     theory = next(curve for curve in reversed(result) if curve.kind == "theory")
     at = (start, 0.6 * float(np.exp(np.interp(math.log(start), np.log(theory.x), np.log(theory.y)))))
-    result.append(power_law_guide(panel, (start, window[1] * 3.0), at, -chi))
+    result.append(power_law_guide(panel, (start, window[1]), at, -chi))
     return result
 
 
@@ -156,7 +157,7 @@ def draw(data: FigureData) -> Figure:
             for index, curve in enumerate(bottlenecks):
                 label = r"$t \to \infty$" if index == 0 else "_bottleneck"
                 ax.plot(curve.x, curve.y, ":", color="0.3", linewidth=1.6, label=label, zorder=4)
-            ax.legend(frameon=False, fontsize="small", loc="lower left")
+            order_legend(ax)
         ax.set_title(f"({panel})  {titles[panel]}", loc="left", fontsize="medium")
     return figure
 
@@ -164,5 +165,5 @@ def draw(data: FigureData) -> Figure:
 def _draw_slopes(ax: object, guides: list[Curve]) -> None:
     """Guides above their curve are labelled above, those below it below."""
     for index, guide in enumerate(guides):
-        below = index > 0 or len(guides) == 1 and guide.panel in "cd"
+        below = index > 0 or guide.panel in "cd"
         draw_guide(ax, guide, offset=(-22.0, -14.0) if below else (4.0, 3.0))  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from scalefield._progress import Progress
 from scalefield._steps import log_spaced_steps
 from scalefield.dmft import solve_dmft
 from scalefield.figures._base import Curve, FigureData, draw_curves, draw_guide, make_panels, power_law_guide
-from scalefield.figures._learning_curves import NOTED, Tasks, compare, truncated, with_exponent
+from scalefield.figures._learning_curves import NOTED, Tasks, compare, order_legend, truncated, with_exponent
 from scalefield.flow import solve_gradient_flow
 from scalefield.model import Model
 from scalefield.scaling import compute_frontier, loss_terms, time_exponent
@@ -39,7 +39,7 @@ def compute(quick: bool = False, seed: int = 0, progress: Progress | None = None
     """Loss over steps (a: hard, b: super-easy), and over compute with batches of one (c: super-easy, lazy)."""
     width = 64 if quick else 256
     n_steps, n_runs = (1000, 8) if quick else (10_000, 32)
-    batches = BATCHES[::3] if quick else BATCHES
+    batches = (*BATCHES[:2], BATCHES[-1]) if quick else BATCHES
     widths = tuple(4**k for k in range(1, 6 if quick else 9))
     last = 7 if quick else 10
     tasks = Tasks(2 * len(batches) + len(widths) + 2, progress)
@@ -52,7 +52,7 @@ def compute(quick: bool = False, seed: int = 0, progress: Progress | None = None
             for batch in batches
         ]
         curves += compare(panel, "B = {model.batch_size}", models, n_steps, n_runs, seed, tasks)
-    curves = [_hard(curve, n_steps) if curve.panel == "a" and curve.kind == "theory" else curve for curve in curves]
+    curves = [_hard(curve) if curve.panel == "a" and curve.kind == "theory" else curve for curve in curves]
     curves += _guides(curves, n_steps)
     tasks.done()
     curves += _compute(widths, last, tasks)
@@ -75,11 +75,11 @@ def compute(quick: bool = False, seed: int = 0, progress: Progress | None = None
     )
 
 
-def _hard(curve: Curve, n_steps: int) -> Curve:
+def _hard(curve: Curve) -> Curve:
     why = "finite width and time: the model bottleneck bends the curve"
     if math.isfinite(curve.parameters["batch_size"]):
         why += "; at a constant learning rate the noise of batches holds back the growth of the kernel"
-    return with_exponent(curve, time_exponent(HARD[1], True), (3.0 / LEARNING_RATE, 0.1 * n_steps), why)
+    return with_exponent(curve, time_exponent(HARD[1], True), (3.0 / LEARNING_RATE, 30.0 / LEARNING_RATE), why)
 
 
 def _guides(curves: list[Curve], n_steps: int) -> list[Curve]:
@@ -106,7 +106,7 @@ def _guides(curves: list[Curve], n_steps: int) -> list[Curve]:
     last = float(n_steps)
     parts = (
         ("gradient flow", flow, (5.0, 60.0), at("b", math.inf, 15.0, 0.35)),
-        ("SGD transient", noisy - population, (0.02 * last, 0.2 * last), at("b", 1, 0.05 * last, 2.0)),
+        ("SGD transient", noisy - population, (20.0, 120.0), at("b", 1, 40.0, 2.5)),
         ("width transient", wide - flow, (0.1 * last, last), at("b", math.inf, 0.3 * last, 0.5)),
     )
     for name, loss, ends, point in parts:
@@ -143,7 +143,7 @@ def _compute(widths: tuple[int, ...], last: int, tasks: Tasks) -> list[Curve]:
     labels = {"loss": "best width", "width": "best width, N over C", "time": "best width, t over C"}
     for fit in frontier.exponents:
         assert fit.predicted is not None
-        differs = abs(fit.fitted - fit.predicted) > max(NOTED, fit.error)
+        differs = abs(fit.fitted - fit.predicted) > NOTED
         curves.append(
             Curve(
                 "c",
@@ -179,7 +179,7 @@ def draw(data: FigureData) -> Figure:
                 below = not guide.label.startswith("SGD")
                 short = replace(guide, label=guide.label.rpartition(", ")[2])
                 draw_guide(ax, short, offset=(-24.0, -14.0) if below else (3.0, 2.0))
-        ax.legend(frameon=False, fontsize="small", loc="lower left")
+        order_legend(ax)
     ax = axes["c"]
     ax.set_xscale("log")
     ax.set_yscale("log")

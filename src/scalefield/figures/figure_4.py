@@ -104,7 +104,7 @@ def _envelope(panel: str, beta: float, gamma: float, budgets: np.ndarray) -> lis
     for fit in frontier.exponents:
         predicted = fit.predicted
         assert predicted is not None
-        differs = abs(fit.fitted - predicted) > max(NOTED, fit.error)
+        differs = abs(fit.fitted - predicted) > NOTED
         curves.append(
             Curve(
                 panel,

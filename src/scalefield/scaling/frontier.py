@@ -6,7 +6,7 @@ widths,
 .. math:: L^*(C) = \min_N L(t_C(N), N), \qquad \mathrm{cost}(N, t_C(N)) = C ,
 
 with N continuous: theories know the width as 1/N alone. Curves are computed on a grid of widths; at each budget the
-logarithm of the loss is a smooth function of log N, and the root of its derivative lies between two widths of the grid.
+loss is a smooth function of log N, and the root of its derivative lies between two widths of the grid.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from scipy.optimize import brentq, minimize_scalar
 from scalefield._progress import Progress
 from scalefield._result import Result
 from scalefield._validate import as_float, as_vector
-from scalefield.dmft.hierarchy import run_closure
+from scalefield.dmft.hierarchy import ClosureCurve, run_closure
 from scalefield.errors import Interrupted, ScalefieldError
 from scalefield.flow import AveragedFlow
 from scalefield.model import Model
 from scalefield.resolvent import DeterministicEquivalent
 from scalefield.scaling.exponents import ComputeOptimum, compute_optimal
 from scalefield.scaling.fitting import fit_power_law
+from scalefield.spectral_measure import SpectralMeasure
 from scalefield.spectrum import PowerLawSpectrum, Task
 
 __all__ = ["Frontier", "FrontierExponent", "compute_frontier"]
@@ -57,6 +58,8 @@ _FIRST_STEPS = 40
 _CLOSURE_RTOL = 1e-10
 # Budgets whose interpolated loss is compared with a curve at the optimal width.
 _COMPARED = 5
+# Steps after which a rich run is looked at before it goes on; closures take so many one by one.
+_TRIAL_STEPS = 65536
 # Lifetimes of the slowest component after which a run has come to rest.
 _LIFETIMES = 60.0
 # Of unstable runs, in place of an infinite loss for the minimiser.
@@ -390,7 +393,25 @@ class _ClosureLosses:
         # Beyond, everything that the features allow is learned and the noise in equilibrium: the loss stays.
         rest = _LIFETIMES / (model.learning_rate * measure.eigenvalues[-1])
         steps = np.minimum(steps, max(rest, _FIRST_STEPS))
+        result = np.full(steps.size, np.inf)
         last = max(_FIRST_STEPS, math.ceil(steps[-1]))
+        if model.is_rich and last > _TRIAL_STEPS:
+            # Closures that have become unstable are not slow, and no matter for log time.
+            curve, kept = self._run(measure, _TRIAL_STEPS)
+            if kept == curve.steps.size and curve.diverged_at is None:
+                curve, kept = self._run(measure, last)
+        else:
+            curve, kept = self._run(measure, last)
+        if kept < 2:
+            return result
+        at, log_loss = curve.steps[:kept], _log(curve.loss[:kept])
+        inside = steps <= at[-1]
+        result[inside] = CubicSpline(np.log(at), log_loss)(np.log(steps[inside]))
+        return result
+
+    def _run(self, measure: SpectralMeasure, last: int) -> tuple[ClosureCurve, int]:
+        """The curve up to a step, and how many of its records are of stable training."""
+        model = self._model
         count = math.ceil(_STEPS_PER_DECADE * math.log10(last)) + 1
         spaced = np.rint(np.geomspace(1.0, last, count)).astype(np.int64)
         recorded = np.union1d(np.arange(1, _FIRST_STEPS + 1), spaced)
@@ -399,14 +420,7 @@ class _ClosureLosses:
             raise KeyboardInterrupt
         self.error = max(self.error, nodes.error)
         stable = model.learning_rate * curve.kernel_scale * measure.eigenvalues[0] < 2.0
-        kept = int(np.argmin(stable)) if not stable.all() else stable.size
-        result = np.full(steps.size, np.inf)
-        if kept < 2:
-            return result
-        at, log_loss = curve.steps[:kept], _log(curve.loss[:kept])
-        inside = steps <= at[-1]
-        result[inside] = CubicSpline(np.log(at), log_loss)(np.log(steps[inside]))
-        return result
+        return curve, stable.size if stable.all() else int(np.argmin(stable))
 
 
 def _log(loss: Array) -> Array:
@@ -628,16 +642,17 @@ class _Search:
 
 
 def _polynomial_minimum(x: Array, y: Array, best: int) -> tuple[float, float]:
-    """Minimum of the polynomial through all points between the neighbours of the best one: its place and value."""
+    """Minimum between the neighbours of the best point, by the polynomial through all: its place and log loss."""
     scale = x[-1] - x[0]
-    polynomial = Polynomial.fit(x, y, x.size - 1, domain=[x[best] - 0.5 * scale, x[best] + 0.5 * scale])
+    # The loss, a sum of powers of N, is an entire function of log N; its logarithm is not.
+    polynomial = Polynomial.fit(x, np.exp(y - y[best]), x.size - 1, domain=[x[best] - 0.5 * scale, x[best] + 0.5 * scale])
     low, high = x[max(best - 1, 0)], x[min(best + 1, x.size - 1)]
     roots = polynomial.deriv().roots()
     inner = roots.real[(np.abs(roots.imag) < 1e-12 * scale) & (roots.real > low) & (roots.real < high)]
     places = np.concatenate([[low, high], inner])
     values = polynomial(places)
     place = int(np.argmin(values))
-    return float(places[place]), float(values[place])
+    return float(places[place]), float(y[best] + math.log(values[place]))
 
 
 def _frontier(
