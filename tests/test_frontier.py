@@ -29,7 +29,7 @@ ETA = 0.1
 class SumOfPowers:
     """L = t^-a + N^-b."""
 
-    widths_per_decade, is_fast, error = 10, True, 0.0
+    widths_per_decade, error = 10, 0.0
 
     def __init__(self, a, b):
         self.a, self.b = a, b
@@ -65,14 +65,14 @@ def lazy_optimum(spectrum, budget, steps_at):
 
 @pytest.mark.parametrize(("a", "b"), [(0.5, 0.75), (1.25, 1.5), (0.4, 2.0)])
 def test_sum_of_power_laws_over_twelve_decades(a, b):
-    """Interpolation on the grid of widths: 1e-6 in the width where the loss is a sum of exponentials of log N."""
+    """Polynomials on the grid of widths: 1e-6 in the width and 1e-8 in the loss for exponents up to 2."""
     budgets = np.geomspace(1e3, 1e15, 37)
     optima = search(SumOfPowers(a, b), budgets)
     expected = (b / a * budgets**a) ** (1.0 / (a + b))
     np.testing.assert_allclose([o.width for o in optima], expected, rtol=1e-6)
     np.testing.assert_allclose([o.steps for o in optima], budgets / expected, rtol=1e-6)
     exact = (budgets / expected) ** -a + expected**-b
-    np.testing.assert_allclose(np.exp([o.log_loss for o in optima]), exact, rtol=1e-11)
+    np.testing.assert_allclose(np.exp([o.log_loss for o in optima]), exact, rtol=1e-8)
     assert max(o.interpolation_error for o in optima) < 1e-8
     assert {o.boundary for o in optima} == {""}
 
@@ -105,9 +105,13 @@ def test_divergence_holds_an_optimum_back():
     assert held[0].width == pytest.approx(free[0].width, rel=1e-9)
     assert free[1].steps > 2e3
     assert held[1].steps == pytest.approx(1e3, rel=1e-5)
+
+    class Never(SumOfPowers):
+        def log_loss(self, width, steps):
+            return np.full(steps.size, np.inf)
+
     with pytest.raises(ScalefieldError, match="diverges at every width"):
-        search(type("Never", (SumOfPowers,), {"log_loss": lambda self, width, steps: np.full(steps.size, np.inf)})(1, 1),
-               budgets)  # fmt: skip
+        search(Never(1.0, 1.0), budgets)
 
 
 # -------------------------------------------------------------------------------------------------- gradient flow
@@ -118,7 +122,9 @@ def test_flow_of_real_width_is_that_of_whole_ones_and_lies_between():
     for gamma, width in itertools.product((0.0, 1.0), (12, 2000)):
         whole = sf.solve_gradient_flow(sf.Model(HARD, width=width, gamma=gamma), times).loss
         np.testing.assert_allclose(AveragedFlow(HARD, width, gamma, times[-1], 1e-8).loss(times), whole, rtol=1e-12)
-        beside = [AveragedFlow(HARD, width + shift, gamma, times[-1], 1e-8).loss(times[-1:])[0] for shift in (-0.5, 0.5)]
+        beside = [
+            AveragedFlow(HARD, width + shift, gamma, times[-1], 1e-8).loss(times[-1:])[0] for shift in (-0.5, 0.5)
+        ]
         assert beside[0] > whole[-1] > beside[1]
         # Smooth: the mean of both sides is right to second order in the shift.
         assert abs(np.mean(beside) / whole[-1] - 1.0) < 0.5 / width**2

@@ -25,6 +25,7 @@ from scipy.optimize import brentq, minimize_scalar
 
 from scalefield._progress import Progress
 from scalefield._result import Result
+from scalefield._threads import single_threaded_blas
 from scalefield._validate import as_float, as_vector
 from scalefield.dmft.hierarchy import ClosureCurve, run_closure
 from scalefield.errors import Interrupted, ScalefieldError
@@ -56,7 +57,7 @@ _DIRECT_TOLERANCE = 1e-7
 _STEPS_PER_DECADE = 48
 _FIRST_STEPS = 40
 _CLOSURE_RTOL = 1e-10
-# Budgets whose interpolated loss is compared with a curve at the optimal width.
+# Budgets, spread evenly, whose interpolated loss is compared with a curve at the optimal width.
 _COMPARED = 5
 # Steps after which a rich run is looked at before it goes on; closures take so many one by one.
 _TRIAL_STEPS = 65536
@@ -108,7 +109,7 @@ class Frontier(Result):
     steps : ndarray, shape (K,)
         t*(C), the steps that the budget pays for at that width; not whole.
     losses : ndarray, shape (K,)
-        L(t*, N*). Of gradient flow computed at this width and time, of SGD interpolated over the width.
+        L(t*, N*), interpolated over the width, or computed at this width where that would be less accurate.
     local_loss_exponent, local_width_exponent, local_time_exponent : ndarray, shape (K,)
         -d log L*/d log C, d log N*/d log C and d log t*/d log C, from neighbouring budgets; nan for a single one.
     boundary : ndarray of str, shape (K,)
@@ -124,8 +125,7 @@ class Frontier(Result):
     window_start, window_stop : float
         First and last budget fitted.
     interpolation_error : float
-        Largest relative difference of interpolated losses from curves at the optimal width: at all budgets for gradient
-        flow, at five for SGD.
+        Largest relative difference of interpolated losses from curves at the optimal width, at five budgets at least.
     quadrature_error : float
         Relative error of the losses due to the nodes of the spectrum, the largest one of all widths.
     cost_name : str
@@ -277,9 +277,9 @@ def compute_frontier(
 
     Notes
     -----
-    One learning curve for each of ten widths a decade up to half a decade beyond the last optimum, and one for each
-    budget: 10-50 ms each for gradient flow, three seconds for 40 budgets over twelve decades. Of SGD five widths a
-    decade; curves take 0.1 s, at N = 1e6 a second. Memory O(K) times the number of widths.
+    One learning curve for each of ten widths a decade (five for SGD) up to half a decade beyond the last optimum, and
+    for some of the budgets: of gradient flow 10-50 ms each, seconds for 40 budgets over twelve decades; of SGD 0.1 s,
+    at N = 1e6 a second. Memory O(K) times the number of widths.
 
     The first minimum over the width is found, and any other that is not hidden behind half a decade of rising losses.
     With SGD and gamma > 0 the kernel's scale grows, for beta < 1 without bound, and training at a constant learning
@@ -329,9 +329,11 @@ def compute_frontier(
 
     optima: list[_Optimum] = []
     try:
-        search.scan()
-        for index in range(amounts.size):
-            optima.append(search.optimum(index))
+        # Products of a few hundred numbers: threads would cost more than they gain.
+        with single_threaded_blas():
+            search.scan()
+            for index in range(amounts.size):
+                optima.append(search.optimum(index))
     except KeyboardInterrupt:
         partial = result(optima) if optima else None
         raise Interrupted(f"interrupted after {len(optima)} of {amounts.size} budgets", partial) from None
@@ -353,8 +355,6 @@ class _Losses(Protocol):
 
     error: float
     widths_per_decade: int
-    # Whether a curve at every optimal width is worth its time.
-    is_fast: bool
 
     def log_loss(self, width: float, steps: Array) -> Array:
         """Log of the loss after increasing numbers of steps; inf where training has diverged."""
@@ -364,7 +364,6 @@ class _FlowLosses:
     """Gradient flow."""
 
     widths_per_decade = _WIDTHS_PER_DECADE
-    is_fast = True
 
     def __init__(self, model: Model, rtol: float) -> None:
         self.error = 0.0
@@ -381,7 +380,6 @@ class _ClosureLosses:
     """SGD by the closure of order 0; between whole steps by splines in log t."""
 
     widths_per_decade = _CLOSURE_WIDTHS_PER_DECADE
-    is_fast = False
 
     def __init__(self, model: Model) -> None:
         self.error = 0.0
@@ -505,7 +503,7 @@ class _Search:
         self._columns: list[Array] = []
         self._best = np.zeros(budgets.size, dtype=np.int64)
         compared = np.linspace(0, budgets.size - 1, min(_COMPARED, budgets.size)).round()
-        self._compared = set(range(budgets.size) if losses.is_fast else compared.astype(int).tolist())
+        self._compared = set(compared.astype(int).tolist())
 
     def scan(self) -> None:
         """Widths from the least on, until every budget's optimum lies behind."""
@@ -550,7 +548,7 @@ class _Search:
         logger.info("%d widths from %.3g to %.3g", len(self._log_widths), *np.exp([self._log_widths[0], x]))
 
     def optimum(self, index: int) -> _Optimum:
-        """The minimum at one budget, if it is one of those compared with a curve at its own width."""
+        """The minimum at one budget; for some of them with a curve at that width."""
         budget = float(self._budgets[index])
         column = np.array([values[index] for values in self._columns])
         x = np.array(self._log_widths)
@@ -571,7 +569,9 @@ class _Search:
             found, expected = self._direct_minimum(budget, float(low), float(high)), None
         width = math.exp(found)
         steps = self._steps(width, budget)
-        if expected is not None and index not in self._compared:
+        # Near the ends of the widths polynomials are one-sided, and less accurate.
+        central = min(best - first, last - best) == _HALF_WINDOW
+        if expected is not None and central and index not in self._compared:
             log_loss, expected = expected, None
         else:
             log_loss = float(self._log_loss(width, np.array([steps]))[0])
@@ -645,7 +645,8 @@ def _polynomial_minimum(x: Array, y: Array, best: int) -> tuple[float, float]:
     """Minimum between the neighbours of the best point, by the polynomial through all: its place and log loss."""
     scale = x[-1] - x[0]
     # The loss, a sum of powers of N, is an entire function of log N; its logarithm is not.
-    polynomial = Polynomial.fit(x, np.exp(y - y[best]), x.size - 1, domain=[x[best] - 0.5 * scale, x[best] + 0.5 * scale])
+    domain = [x[best] - 0.5 * scale, x[best] + 0.5 * scale]
+    polynomial = Polynomial.fit(x, np.exp(y - y[best]), x.size - 1, domain=domain)
     low, high = x[max(best - 1, 0)], x[min(best + 1, x.size - 1)]
     roots = polynomial.deriv().roots()
     inner = roots.real[(np.abs(roots.imag) < 1e-12 * scale) & (roots.real > low) & (roots.real < high)]
