@@ -155,16 +155,17 @@ def draw(data: FigureData) -> Figure:
                 ax.plot(curve.x, curve.y, "--", color="black", linewidth=1.6, zorder=3)
         ax.set_title(f"({panel})  {titles[panel]}", loc="left", fontsize="medium")
     middle = colours(0.55)
+    first, second = list(axes.values())[:2]
     handles = [
-        *axes["a"].plot([], [], color=middle, linewidth=2.6, alpha=0.75, label="simulation"),
-        *axes["a"].plot([], [], color=middle, linewidth=0.9, label="theory"),
-        *axes["a"].plot([], [], "--", color="black", linewidth=1.6, label="best width"),
+        *first.plot([], [], color=middle, linewidth=2.6, alpha=0.75, label="simulation"),
+        *first.plot([], [], color=middle, linewidth=0.9, label="theory"),
+        *first.plot([], [], "--", color="black", linewidth=1.6, label="best width"),
     ]
-    axes["a"].legend(handles=handles, frameon=False, fontsize="small", loc="lower left")
+    first.legend(handles=handles, frameon=False, fontsize="small", loc="lower left")
     names = [f"$N = {widths[0]:.0f}$", f"$N = {widths[-1]:.0f}$"]
     ends = [
-        axes["b"].plot([], [], color=colours(0.1 + 0.9 * norm(width)), linewidth=2.0, label=name)[0]
+        second.plot([], [], color=colours(0.1 + 0.9 * norm(width)), linewidth=2.0, label=name)[0]
         for name, width in zip(names, (widths[0], widths[-1]), strict=True)
     ]
-    axes["b"].legend(handles=ends, frameon=False, fontsize="small", loc="lower left")
+    second.legend(handles=ends, frameon=False, fontsize="small", loc="lower left")
     return figure
