@@ -30,7 +30,7 @@ __all__ = ["compute", "draw"]
 
 HARD, SUPER_EASY = (1.5, 0.5), (2.0, 2.5)
 GAMMA, LEARNING_RATE = 1.0, 0.1
-BATCHES = (1, 8, 64, math.inf)
+BATCHES, QUICK_BATCHES = (1, 8, 64, math.inf), (1, 8, math.inf)
 # Where the exponents of single terms are measured, in steps.
 FAR = (1e4, 1e6)
 
@@ -39,7 +39,7 @@ def compute(quick: bool = False, seed: int = 0, progress: Progress | None = None
     """Loss over steps (a: hard, b: super-easy), and over compute with batches of one (c: super-easy, lazy)."""
     width = 64 if quick else 256
     n_steps, n_runs = (1000, 8) if quick else (10_000, 32)
-    batches = (*BATCHES[:2], BATCHES[-1]) if quick else BATCHES
+    batches = QUICK_BATCHES if quick else BATCHES
     widths = tuple(4**k for k in range(1, 6 if quick else 9))
     last = 7 if quick else 10
     tasks = Tasks(2 * len(batches) + len(widths) + 2, progress)
