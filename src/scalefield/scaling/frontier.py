@@ -20,7 +20,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.polynomial import Polynomial
 from numpy.typing import ArrayLike, NDArray
-from scipy.interpolate import CubicSpline
 from scipy.optimize import brentq, minimize_scalar
 
 from scalefield._progress import Progress
@@ -386,6 +385,9 @@ class _ClosureLosses:
         self._model = model
 
     def log_loss(self, width: float, steps: Array) -> Array:
+        # Not with the package, whose import it would slow down.
+        from scipy.interpolate import CubicSpline
+
         model = self._model
         measure = DeterministicEquivalent(model.spectrum, width).measure()
         # Beyond, everything that the features allow is learned and the noise in equilibrium: the loss stays.
