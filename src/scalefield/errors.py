@@ -15,6 +15,7 @@ __all__ = [
     "DivergenceError",
     "InsufficientMemoryError",
     "Interrupted",
+    "KernelWarning",
     "ScalefieldError",
     "SpectrumFileError",
     "StabilityWarning",
@@ -76,6 +77,10 @@ class StabilityWarning(UserWarning):
 
 class AccuracyWarning(UserWarning):
     """The accuracy asked for is out of reach; the message says what was reached."""
+
+
+class KernelWarning(UserWarning):
+    """A kernel matrix is not quite one, or its spectrum no power law; the message says how far and what was done."""
 
 
 class CheckpointWarning(UserWarning):
