@@ -6,7 +6,7 @@ Exact dynamical mean-field theory and stochastic simulation of the model of Bord
 
 from importlib.metadata import version as _version
 
-from scalefield import datasets, errors, plot
+from scalefield import datasets, errors, kernels, plot
 from scalefield.contour import ContourMeasure
 from scalefield.dmft import DMFTSolution, solve_dmft
 from scalefield.flow import FlowSolution, solve_gradient_flow
@@ -31,6 +31,7 @@ __all__ = [
     "bottleneck_loss",
     "datasets",
     "errors",
+    "kernels",
     "plot",
     "simulate",
     "solve_dmft",
