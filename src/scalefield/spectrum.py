@@ -386,9 +386,10 @@ class Spectrum(Task):
         Returns
         -------
         KernelSpectrum
-            A Spectrum that also tells n_samples, scale, rank and tail. Of modes that are not computed the number, sum
-            of eigenvalues, target power and mean eigenvalue under that power are known exactly: power laws that
-            reproduce all four stand for them. `tail_bias` and `resolved_time` say what that leaves open.
+            A Spectrum that also tells n_samples, scale, rank and tail. Modes that are not computed are represented:
+            their number and the sum of their eigenvalues are exact and follow a power law, and the target's power on
+            them sits on the nodes of Gauss rules, exact for polynomials of degree 95. `tail_bias` and `resolved_time`
+            say what that leaves open.
 
         Warns
         -----

@@ -2,7 +2,7 @@
 
 Dense matrices are brought to tridiagonal form Q T Q^T once; the target follows with Q^T y, and eigenvectors are those of
 T only. Those of K, two thirds of LAPACK's work and of its memory, are never formed. Of larger ones the top is found by
-Lanczos, and traces tell what the rest must add up to.
+Lanczos; traces tell what the rest must add up to, and more Lanczos steps from the target how its power is spread there.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ Array = NDArray[np.float64]
 _DENSE_LIMIT = 10_000
 # Modes computed of larger matrices: enough for a window of two decades.
 _LANCZOS_MODES = 500
+# Lanczos steps for the target's power on all others.
+_TAIL_STEPS = 48
 _BLOCK = 1024
 # Entries of K and K^T that differ by more than this, relative to the largest, are no rounding ...
 _ASYMMETRY_WARNED = 1e-6
@@ -68,12 +71,13 @@ class KernelSpectrum(Spectrum):
     n_resolved : int
         Leading modes that are eigenvalues of K/n; those after them stand for the tail.
     tail_trace, tail_power : float
-        Sum of eigenvalues, and target power, of the modes after n_resolved: exact, from traces, 0 if dense.
+        Sum of eigenvalues, and target power, of the modes after n_resolved: exact, 0 if dense.
     tail_bias : float
-        Relative error of the modelled tail's sum of squared eigenvalues, whose exact value is known too: 0 is a tail
-        of the right shape; nan without tail.
+        Relative error of the tail's sum of squared eigenvalues, whose exact value is known too: 0 for a tail of the
+        right shape; nan without tail.
     resolved_time : float
-        tau up to which the lazy loss (infinite width, gradient flow) is known to 1% whatever the tail is; inf if dense.
+        tau up to which the lazy loss (infinite width, gradient flow) is known to 1% whatever the tail is, by Gauss and
+        Gauss-Radau bounds; inf if dense.
     n_null : int
         Eigenvalues that are 0 to rounding (or negative) and left out.
     null_power : float
@@ -168,16 +172,15 @@ def spectrum_from_kernel(
     total = float(np.sum(target**2)) / n
     wanted = as_count("n_modes", n_modes) if n_modes is not None else _LANCZOS_MODES if n > _DENSE_LIMIT else n
     # ARPACK needs room for a space larger than what is sought.
-    dense = wanted >= n - 1
-    measured = _dense(kernel, target, center) if dense else _top(kernel, target, center, wanted)
-    eigenvalues, power, trace, moment, squares = measured
+    top = None if wanted >= n - 1 else _top(kernel, target, center, wanted)
+    eigenvalues, power = _dense(kernel, target, center) if top is None else (top.eigenvalues, top.power)
 
     largest = float(eigenvalues[0])
     if not largest > 0.0:
         what = "centred K" if center else "K"
         raise ValueError(f"K must have a positive eigenvalue, got {largest:.3g} as the largest of {what}/n")
     threshold = n * rounding * largest
-    negative_share = _negative_share(eigenvalues, trace, dense, threshold)
+    negative_share = _negative_share(eigenvalues, threshold)
     kept = eigenvalues > threshold
     n_null = int(np.sum(~kept))
     eigenvalues, power = eigenvalues[kept], power[kept]
@@ -185,16 +188,20 @@ def spectrum_from_kernel(
 
     rest_trace, rest_power = 0.0, max(0.0, total - float(power.sum()))
     null_power, tail_bias, resolved_time = rest_power, math.nan, math.inf
-    if not dense and n_null == 0:
-        rest_trace = trace - float(eigenvalues.sum())
+    if top is not None and n_null == 0:
+        rest_trace = top.trace - float(eigenvalues.sum())
         n_rest = n - n_resolved - int(center)
-        if rest_trace > n * rounding * trace and n_rest > 0:
-            rest_moment = moment - float(eigenvalues @ power)
-            tail = _power_law_tail(eigenvalues, n_rest, rest_trace, rest_power, rest_moment)
-            exact = max(squares - float(eigenvalues @ eigenvalues), np.finfo(np.float64).tiny)
-            tail_bias = float(tail[0] @ tail[0]) / exact - 1.0
-            resolved_time = _resolved_time(eigenvalues, power, rest_power, rest_moment)
-            eigenvalues, power = np.append(eigenvalues, tail[0]), np.append(power, tail[1])
+        if rest_trace < -n * rounding * top.trace:
+            raise ValueError(
+                f"K must be positive semidefinite, got {n_resolved} eigenvalues whose sum exceeds the trace of K/n, "
+                f"{top.trace:.6g}, by {-rest_trace:.2g}"
+            )
+        if rest_trace > n * rounding * top.trace and n_rest > 0:
+            tail, tail_power = _tail(top, eigenvalues, n_rest, rest_trace)
+            exact = max(top.squares - float(eigenvalues @ eigenvalues), float(np.finfo(np.float64).tiny))
+            tail_bias = float(tail @ tail) / exact - 1.0
+            resolved_time = top.target_tail.resolved_time(eigenvalues, power)
+            eigenvalues, power = np.append(eigenvalues, tail), np.append(power, tail_power)
             null_power = 0.0
     tail_power = rest_power - null_power
     if null_power > n * rounding * total:
@@ -288,9 +295,9 @@ def _check_target(y: ArrayLike, n: int, center: bool) -> Array:
     return target
 
 
-def _negative_share(eigenvalues: Array, trace: float, dense: bool, threshold: float) -> float:
+def _negative_share(eigenvalues: Array, threshold: float) -> float:
     negative = -float(eigenvalues[eigenvalues < 0.0].sum())
-    absolute = float(np.abs(eigenvalues).sum()) if dense else max(trace + 2.0 * negative, negative)
+    absolute = float(np.abs(eigenvalues).sum())
     share = negative / absolute
     lowest = float(eigenvalues.min())
     if share > _NEGATIVE_REFUSED:
@@ -308,8 +315,8 @@ def _negative_share(eigenvalues: Array, trace: float, dense: bool, threshold: fl
     return share
 
 
-def _dense(kernel: NDArray[Any], target: Array, center: bool) -> tuple[Array, Array, float, float, float]:
-    """All eigenvalues of K/n, decreasing, and the target's power on each; the sums of `_top` are not needed."""
+def _dense(kernel: NDArray[Any], target: Array, center: bool) -> tuple[Array, Array]:
+    """All eigenvalues of K/n, decreasing, and the target's power on each."""
     n = kernel.shape[0]
     require_memory(2 * 8 * n**2, f"the spectrum of a {n} x {n} kernel")
     matrix = np.array(kernel, dtype=np.float64, order="C")
@@ -339,7 +346,7 @@ def _dense(kernel: NDArray[Any], target: Array, center: bool) -> tuple[Array, Ar
         # Rarely, relatively robust representations are not found; implicit QR always converges, at O(n^3).
         eigenvalues, vectors = eigh_tridiagonal(diagonal, off_diagonal, lapack_driver="stev", check_finite=False)
     power = np.sum((vectors.T @ rotated) ** 2, axis=1) / n
-    return eigenvalues[::-1].copy(), power[::-1].copy(), float(eigenvalues.sum()), 0.0, 0.0
+    return eigenvalues[::-1].copy(), power[::-1].copy()
 
 
 def _check_lapack(routine: str, status: int) -> None:
@@ -347,8 +354,18 @@ def _check_lapack(routine: str, status: int) -> None:
         raise LinAlgError(f"{routine} failed with status {status}")
 
 
-def _top(kernel: NDArray[Any], target: Array, center: bool, n_modes: int) -> tuple[Array, Array, float, float, float]:
-    """Leading eigenvalues and powers; tr K/n, y^T K y/n^2 and tr (K/n)^2 of the whole (centred) matrix."""
+@dataclass(frozen=True)
+class _Top:
+    """Leading eigenvalues and powers; tr K/n and tr (K/n)^2 of the whole (centred) matrix; the target's tail."""
+
+    eigenvalues: Array
+    power: Array
+    trace: float
+    squares: float
+    target_tail: _TargetTail
+
+
+def _top(kernel: NDArray[Any], target: Array, center: bool, n_modes: int) -> _Top:
     n = kernel.shape[0]
     n_vectors = min(n, max(2 * n_modes + 1, 20))
     require_memory(8 * n * (n_vectors + n_modes), f"{n_modes} modes of a {n} x {n} kernel")
@@ -382,22 +399,33 @@ def _top(kernel: NDArray[Any], target: Array, center: bool, n_modes: int) -> tup
         # tr HKH = tr K - 1^T K 1/n;  |HKH|_F^2 = |K|_F^2 - 2 |K 1|^2/n + (1^T K 1)^2/n^2
         trace -= float(sums.sum()) / n**2
         squares += (-2.0 * float(sums @ sums) / n + float(sums.sum()) ** 2 / n**2) / n**2
-    moment = float(np.sum(target * apply(target))) / n
     operator = LinearOperator((n, n), matvec=lambda v: apply(v.ravel()), matmat=apply, dtype=np.float64)
     # The start decides the last digits only; a fixed one makes them repeatable.
     start = np.random.default_rng(0).standard_normal(n)
     eigenvalues, vectors = eigsh(operator, k=n_modes, which="LA", v0=start, ncv=n_vectors)
     order = np.argsort(-eigenvalues)
     power = np.sum((vectors.T @ target) ** 2, axis=1) / n
-    return eigenvalues[order], power[order], trace, moment, squares
+    # Of each tail node one mode is made, and most modes are to follow the trace.
+    n_steps = max(1, min(_TAIL_STEPS, (n - n_modes) // (4 * target.shape[1])))
+    tail = _target_tail(apply, vectors, target, n_steps)
+    return _Top(eigenvalues[order], power[order], trace, squares, tail)
 
 
-def _power_law_tail(
-    eigenvalues: Array, n_rest: int, trace: float, power: float, moment: float
-) -> tuple[Array, Array]:
-    """Modes k = K+1, ..., K+n_rest: lambda_K (k/K)^-a of the trace given, powers ~ k^-b of the power and moment given."""
-    count = eigenvalues.size
-    log_k = np.log1p(np.arange(1, n_rest + 1) / count)
+def _tail(top: _Top, eigenvalues: Array, n_rest: int, trace: float) -> tuple[Array, Array]:
+    """Eigenvalues and powers of n_rest modes: the target's nodes, and others without power that complete the trace."""
+    nodes, power = top.target_tail.nodes, top.target_tail.power
+    n_others = n_rest - nodes.size
+    others = trace - float(nodes.sum())
+    if n_others < 1 or others <= 0.0:
+        # A tail of few modes, or nearly none: the target's own mean eigenvalue is all that is kept of its nodes.
+        shares = np.full(n_rest, 1.0 / n_rest)
+        return trace * shares, float(power.sum()) * shares
+    return np.append(nodes, _power_law_tail(eigenvalues, n_others, others)), np.append(power, np.zeros(n_others))
+
+
+def _power_law_tail(eigenvalues: Array, n_rest: int, trace: float) -> Array:
+    """Eigenvalues lambda_K (k/K)^-a of modes k = K+1, ..., K+n_rest, of the sum given."""
+    log_k = np.log1p(np.arange(1, n_rest + 1) / eigenvalues.size)
     last = float(eigenvalues[-1])
 
     def excess(a: float) -> float:
@@ -409,41 +437,75 @@ def _power_law_tail(
         highest *= 2.0
     a = brentq(excess, 0.0, highest, xtol=1e-14) if excess(0.0) > 0.0 else 0.0
     tail = last * np.exp(-a * log_k)
-    tail *= trace / float(tail.sum())
-    if power <= 0.0:
-        return tail, np.zeros(n_rest)
-    wanted = moment / power
-
-    def powers(b: float) -> Array:
-        exponents = -b * log_k
-        shares = np.exp(exponents - exponents.max())
-        return np.asarray(shares / shares.sum())
-
-    # sum_k lambda_k p_k rises with b, from the lowest to the highest of the tail's eigenvalues.
-    low, high = -60.0, 60.0
-    lowest, uppermost = float(tail @ powers(low)), float(tail @ powers(high))
-    if wanted <= lowest:
-        b = low
-    elif wanted >= uppermost:
-        b = high
-    else:
-        b = brentq(lambda value: float(tail @ powers(value)) - wanted, low, high, xtol=1e-13)
-    return tail, power * powers(b)
+    return np.asarray(tail * (trace / float(tail.sum())))
 
 
-def _resolved_time(eigenvalues: Array, power: Array, rest_power: float, rest_moment: float) -> float:
-    """Time tau up to which the lazy loss is known to `_TAIL_TOLERANCE`.
+@dataclass(frozen=True)
+class _TargetTail:
+    """The target's power on unresolved modes, by Lanczos: nodes and masses of Gauss rules, and Gauss-Radau rules at 0.
 
-    Of all tails with the power P and the mean eigenvalue m = moment/P, between 0 and lambda_K, the loss P e^{-2 m tau}
-    is the lowest (Jensen), and that of a tail at 0 and lambda_K alone the highest.
+    For e^{-2 lambda tau}, whose even derivatives are positive and odd ones negative, Gauss is a lower bound and Radau
+    an upper one (Golub & Meurant, Matrices, Moments and Quadrature, 2010, chapter 6).
     """
-    if rest_power <= 0.0:
-        return math.inf
-    last = float(eigenvalues[-1])
-    mean = min(max(rest_moment / rest_power, 0.0), last)
-    times = np.geomspace(1e-3 / float(eigenvalues[0]), 1e6 / last, 2000)
-    known = np.exp(-2.0 * np.outer(times, eigenvalues)) @ power
-    lower = rest_power * np.exp(-2.0 * mean * times)
-    upper = rest_power * (1.0 - mean / last * -np.expm1(-2.0 * last * times))
-    unresolved = upper - lower > _TAIL_TOLERANCE * (known + lower)
-    return float(times[int(np.argmax(unresolved))]) if unresolved.any() else math.inf
+
+    nodes: Array
+    power: Array
+    upper_nodes: Array
+    upper_power: Array
+
+    def resolved_time(self, eigenvalues: Array, power: Array) -> float:
+        """First tau at which the bounds of the lazy loss differ by more than `_TAIL_TOLERANCE`; inf if they never do."""
+        times = np.geomspace(1e-3 / float(eigenvalues[0]), 1e12 / float(eigenvalues[0]), 1501)
+        lower = np.exp(-2.0 * np.outer(times, self.nodes)) @ self.power
+        upper = np.exp(-2.0 * np.outer(times, self.upper_nodes)) @ self.upper_power
+        known = np.exp(-2.0 * np.outer(times, eigenvalues)) @ power
+        unresolved = upper - lower > _TAIL_TOLERANCE * (known + lower)
+        return float(times[int(np.argmax(unresolved))]) if unresolved.any() else math.inf
+
+
+def _target_tail(apply: Callable[[Array], Array], vectors: Array, target: Array, n_steps: int) -> _TargetTail:
+    """Lanczos from what `vectors` leave of each output, orthogonal to them; outputs share the products with K."""
+    n, n_outputs = target.shape
+    rest = target - vectors @ (vectors.T @ target)
+    rest -= vectors @ (vectors.T @ rest)
+    mass = np.sum(rest**2, axis=0) / n
+    basis = np.zeros((n_outputs, n_steps + 1, n))
+    diagonal, off_diagonal = np.zeros((n_steps, n_outputs)), np.zeros((n_steps, n_outputs))
+    length = np.full(n_outputs, n_steps)
+    norm = np.sqrt(np.sum(rest**2, axis=0))
+    # An output that the resolved modes hold whole needs no tail.
+    length[norm <= n * np.finfo(np.float64).eps * np.sqrt(np.sum(target**2, axis=0))] = 0
+    current = rest / np.where(norm > 0.0, norm, 1.0)
+    floor = 0.0
+    for step in range(n_steps):
+        basis[:, step] = current.T
+        product = apply(current)
+        diagonal[step] = np.sum(current * product, axis=0)
+        floor = max(floor, n * np.finfo(np.float64).eps * float(diagonal[step].max()))
+        # Twice, or what rounding leaves of the large modes grows back.
+        for _ in range(2):
+            product -= vectors @ (vectors.T @ product)
+            for output in range(n_outputs):
+                known = basis[output, : step + 1]
+                product[:, output] -= known.T @ (known @ product[:, output])
+        norm = np.sqrt(np.sum(product**2, axis=0))
+        off_diagonal[step] = norm
+        # The Krylov space is exhausted: the rule is exact.
+        length = np.where((norm <= floor) & (length > step + 1), step + 1, length)
+        current = product / np.where(norm > floor, norm, np.inf)
+    rules: list[list[Array]] = [[], [], [], []]
+    for output in range(n_outputs):
+        m = int(length[output])
+        if m == 0:
+            continue
+        middle, side = diagonal[:m, output], off_diagonal[:m, output]
+        nodes, first = eigh_tridiagonal(middle, side[: m - 1])
+        rules[0].append(np.maximum(nodes, floor))
+        rules[1].append(mass[output] * first[0] ** 2)
+        if side[-1] > floor and nodes[0] > 0.0:
+            # Radau: the last diagonal entry that gives the (m+1)-matrix the eigenvalue 0, side^2 (T^-1)_mm
+            last = side[-1] ** 2 * float(np.sum(first[-1] ** 2 / nodes))
+            nodes, first = eigh_tridiagonal(np.append(middle, last), side)
+        rules[2].append(np.maximum(nodes, 0.0))
+        rules[3].append(mass[output] * first[0] ** 2)
+    return _TargetTail(*(np.concatenate(rule) if rule else np.zeros(0) for rule in rules))
