@@ -1,3 +1,10 @@
 """Kernels of networks: infinitely wide ones on data and on the circle, and those of finite networks."""
 
-__all__: list[str] = []
+from scalefield.kernels.from_kernel import KernelSpectrum
+from scalefield.kernels.source_capacity import SourceCapacityFit, fit_source_capacity
+
+__all__ = [
+    "KernelSpectrum",
+    "SourceCapacityFit",
+    "fit_source_capacity",
+]
