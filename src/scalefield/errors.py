@@ -12,6 +12,7 @@ __all__ = [
     "AccuracyWarning",
     "BackendUnavailableError",
     "CheckpointWarning",
+    "DatasetError",
     "DivergenceError",
     "InsufficientMemoryError",
     "Interrupted",
@@ -69,6 +70,10 @@ class Interrupted(KeyboardInterrupt):
 
 class SpectrumFileError(ScalefieldError, ValueError):
     """A spectrum file cannot be read; the message names the file, row and column."""
+
+
+class DatasetError(ScalefieldError, ValueError):
+    """A file of images cannot be read, or holds something else; the message names the file and array."""
 
 
 class StabilityWarning(UserWarning):

@@ -10,6 +10,8 @@ import click
 
 from scalefield import __version__
 from scalefield.cli.curve import curve
+from scalefield.cli.figure import figure
+from scalefield.cli.kernel import kernel
 from scalefield.errors import ScalefieldError
 
 __all__ = ["commands", "main"]
@@ -22,6 +24,8 @@ def commands() -> None:
 
 
 commands.add_command(curve)
+commands.add_command(figure)
+commands.add_command(kernel)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
