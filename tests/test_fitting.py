@@ -9,12 +9,12 @@ import math
 import numpy as np
 import pytest
 from scipy.optimize import curve_fit, minimize
-from scipy.stats import binom
+from scipy.stats import binom, t
 
 import scalefield as sf
 from scalefield import scaling
 from scalefield.errors import AccuracyWarning
-from scalefield.scaling._curve_statistics import _block_correction, block_error, longest_window
+from scalefield.scaling._curve_statistics import _block_correction, block_error, longest_window, t_quantile
 
 X = np.geomspace(1.0, 1e3, 40)
 
@@ -50,6 +50,7 @@ def test_exact_power_law(exponent):
     assert abs(fit.drift) < 1e-11
     assert fit.window == (X[0], X[-1])
     assert fit.n_points == X.size
+    assert not fit.covariance.flags.writeable
     np.testing.assert_allclose(fit.prediction([[2.0, 2e6]]), [[3.0 * 2.0**-exponent, 3.0 * 2e6**-exponent]], rtol=1e-10)
 
 
@@ -180,6 +181,11 @@ def test_coverage_of_given_errors_and_of_automatic_windows():
         automatic.append(covers(scaling.fit_power_law(X, y), 0.5))
     assert_rate(known, 0.95)
     assert_rate(automatic, 0.955)
+
+
+@pytest.mark.parametrize("degrees", [1.0, 2.5, 40.0, math.inf])
+def test_quantiles(degrees):
+    assert t_quantile(0.9, degrees) == pytest.approx(t.ppf(0.95, degrees), rel=1e-12)
 
 
 def test_other_confidence_levels():

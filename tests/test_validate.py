@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalefield._validate import as_count, as_float, as_seed, as_vector
+from scalefield._validate import as_count, as_flag, as_float, as_seed, as_vector
 
 
 @pytest.mark.parametrize(
@@ -179,3 +179,16 @@ def test_as_vector_refuses_other_types(value):
 def test_as_vector_refuses_values(value, settings, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         as_vector("eigenvalues", value, **settings)
+
+
+@pytest.mark.parametrize("value", [True, False, np.True_, np.False_])
+def test_as_flag_accepts_bools(value):
+    result = as_flag("rich", value)
+    assert type(result) is bool
+    assert result == value
+
+
+@pytest.mark.parametrize("value", [0, 1, 1.0, "True", None, [True], np.array(True)])
+def test_as_flag_refuses_other_types(value):
+    with pytest.raises(TypeError, match=r"^rich must be True or False, got .* of type \w+$"):
+        as_flag("rich", value)

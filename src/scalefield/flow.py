@@ -21,8 +21,9 @@ from scalefield.offline_flow import offline_curves, solve_average, solve_realise
 from scalefield.quadrature import condense
 from scalefield.resolvent import DeterministicEquivalent
 from scalefield.spectral_measure import SpectralMeasure
+from scalefield.spectrum import Task
 
-__all__ = ["FlowSolution", "solve_gradient_flow"]
+__all__ = ["AveragedFlow", "FlowSolution", "solve_gradient_flow"]
 
 Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
@@ -316,6 +317,57 @@ def solve_gradient_flow(
     return replace(solution, **_record(solution, times))
 
 
+class AveragedFlow:
+    """Loss of online gradient flow averaged over A(0), at a width that need not be whole.
+
+    Whole widths of models are what can be trained; the deterministic equivalent knows the width as 1/N alone, and
+    what is optimal over it is found between whole ones.
+
+    Parameters
+    ----------
+    spectrum : PowerLawSpectrum or Spectrum
+        The task.
+    width : float
+        N >= 1, finite.
+    gamma : float
+        Richness.
+    end : float
+        Largest tau that will be asked for.
+    rtol : float
+        Relative accuracy of the loss.
+
+    Attributes
+    ----------
+    error : float
+        Relative error of the nodes.
+    """
+
+    def __init__(self, spectrum: Task, width: float, gamma: float, end: float, rtol: float) -> None:
+        # The kernel grows less than at infinite width.
+        horizon = max(1.0, _effective_time(Model(spectrum, gamma=gamma), end))
+        # As for whole widths, so that the two agree bit by bit.
+        horizon = 10.0 ** math.ceil(math.log10(horizon))
+        equivalent = DeterministicEquivalent(spectrum, width)
+        if _takes_contour(spectrum, width):
+            measure = _contour_measure(equivalent, horizon, max(1e-12, _CONTOUR_TOLERANCE * rtol))
+        else:
+            measure = _real_measure(equivalent.measure(), horizon, max(1e-13, _NODE_TOLERANCE * rtol))
+        self.error = measure.error
+        self._measure = measure
+        self._panels = march_panels(
+            gamma, measure.s, measure.mass, measure.contour_s, measure.contour_weight, end, rtol
+        )
+
+    def loss(self, times: Array) -> Array:
+        """Test loss at increasing times tau."""
+        measure = self._measure
+        found = replay(self._panels, times, measure.s, measure.contour_s)
+        loss: Array = found.unlearned**2 @ measure.mass + measure.atom
+        if measure.contour_s.size:
+            loss += (found.ray_unlearned**2 @ measure.contour_weight).imag
+        return loss
+
+
 def _as_times(times: ArrayLike) -> Array:
     times = as_vector("times", times, minimum=0.0)
     if (np.diff(times) <= 0.0).any():
@@ -364,13 +416,18 @@ def _measure(model: Model, seed: int | None, horizon: float, rtol: float) -> _Fl
     node_rtol = max(1e-13, _NODE_TOLERANCE * rtol)
     # Nodes are kept from call to call: for powers of ten of the horizon.
     horizon = 10.0 ** math.ceil(math.log10(horizon))
-    n_modes = math.inf if model.spectrum.n_modes is None else model.spectrum.n_modes
-    # Without an atom the loss falls without bound, and only nodes on the spectrum itself keep its digits.
-    on_contour = _CONTOUR_ABOVE < model.width < n_modes and seed is None and model.spectrum.total_target_power > 0.0
+    on_contour = seed is None and _takes_contour(model.spectrum, model.width)
     if math.isinf(model.width) or not on_contour:
         return _real_measure(spectral_measure(model, seed, max(1e-13, 0.1 * node_rtol), horizon), horizon, node_rtol)
     equivalent = DeterministicEquivalent(model.spectrum, model.width)
     return _contour_measure(equivalent, horizon, max(1e-12, _CONTOUR_TOLERANCE * rtol))
+
+
+def _takes_contour(spectrum: Task, width: float) -> bool:
+    """Whether the average over A(0) of this width has fewer nodes on a contour."""
+    n_modes = math.inf if spectrum.n_modes is None else spectrum.n_modes
+    # Without an atom the loss falls without bound, and only nodes on the spectrum itself keep its digits.
+    return _CONTOUR_ABOVE < width < n_modes and spectrum.total_target_power > 0.0
 
 
 def _real_measure(measure: SpectralMeasure, horizon: float, rtol: float) -> _FlowMeasure:

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,7 @@ from scalefield.errors import DivergenceError, Interrupted, ScalefieldError, Sta
 from scalefield.model import Model
 from scalefield.spectral_measure import SpectralMeasure
 
-__all__ = ["solve_closure"]
+__all__ = ["ClosureCurve", "run_closure", "solve_closure"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ _CHUNK_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
-class _Curve:
+class ClosureCurve:
     """What a run recorded; fewer steps than asked if it diverged or was interrupted."""
 
     steps: Steps
@@ -70,16 +71,11 @@ def solve_closure(
     exact = not model.is_rich or (order >= 1 and math.isinf(model.batch_size))
     # Modes first, to estimate the effective time.
     measure = spectral_measure(model, seed, 1e-13, 1e12)
-    horizon = effective_time(model, n_steps, measure.source_eigenvalues, measure.source_power)
-    for attempt in range(_ATTEMPTS):
-        if math.isinf(model.width):
-            measure = spectral_measure(model, seed, max(rtol, 1e-13), horizon)
-        nodes = measure.merged(max(horizon, 1.0), rtol)
-        curve = _run(model, nodes, n_steps, steps, order, progress)
-        if nodes.error == 0.0 or curve.reached_time <= horizon or attempt == _ATTEMPTS - 1:
-            break
-        logger.info("effective time %.3g beyond the estimate %.3g", curve.reached_time, horizon)
-        horizon = 2.0 * curve.reached_time
+
+    def measure_to(horizon: float) -> SpectralMeasure:
+        return spectral_measure(model, seed, max(rtol, 1e-13), horizon) if math.isinf(model.width) else measure
+
+    curve, nodes = run_closure(model, measure, n_steps, steps, order, rtol, progress, measure_to)
 
     def finished(closure_error: float, exact_error: float | None) -> DMFTSolution:
         return DMFTSolution(
@@ -118,6 +114,34 @@ def solve_closure(
     return finished(closure_error, _exact_error(model, measure, nodes, n_steps, order))
 
 
+def run_closure(
+    model: Model,
+    measure: SpectralMeasure,
+    n_steps: int,
+    steps: Steps,
+    order: int,
+    rtol: float,
+    progress: Progress | None,
+    measure_to: Callable[[float], SpectralMeasure] | None = None,
+) -> tuple[ClosureCurve, SpectralMeasure]:
+    """Run the closure on a spectral measure: what it recorded, and the nodes it ran on.
+
+    Of the task and the width only the finite range of the loss is used: the measure says the rest, and may be that of a
+    width between whole ones. `measure_to` makes it again, for another effective time.
+    """
+    horizon = effective_time(model, n_steps, measure.source_eigenvalues, measure.source_power)
+    for attempt in range(_ATTEMPTS):
+        if measure_to is not None:
+            measure = measure_to(horizon)
+        nodes = measure.merged(max(horizon, 1.0), rtol)
+        curve = _run(model, nodes, n_steps, steps, order, progress)
+        if nodes.error == 0.0 or curve.reached_time <= horizon or attempt == _ATTEMPTS - 1:
+            break
+        logger.info("effective time %.3g beyond the estimate %.3g", curve.reached_time, horizon)
+        horizon = 2.0 * curve.reached_time
+    return curve, nodes
+
+
 def _closure(model: Model, nodes: SpectralMeasure, order: int, n_steps: int) -> Closure:
     settings = {
         "learning_rate": model.learning_rate,
@@ -134,7 +158,7 @@ def _closure(model: Model, nodes: SpectralMeasure, order: int, n_steps: int) -> 
 
 def _run(
     model: Model, nodes: SpectralMeasure, n_steps: int, steps: Steps, order: int, progress: Progress | None
-) -> _Curve:
+) -> ClosureCurve:
     """Step by step, then, for order 0, in log time."""
     lazy = not model.is_rich
     if lazy and model.inverse_batch_size == 0.0:
@@ -169,15 +193,15 @@ def _run(
 
 
 def _joined(
-    curve: _Curve,
+    curve: ClosureCurve,
     steps: Steps,
     loss: Array,
     kernel_scale: Array,
     reached: float,
     diverged_at: int | None,
     interrupted: bool = False,
-) -> _Curve:
-    return _Curve(
+) -> ClosureCurve:
+    return ClosureCurve(
         np.concatenate([curve.steps, steps]),
         np.concatenate([curve.loss, loss]),
         np.concatenate([curve.kernel_scale, kernel_scale]),
@@ -188,7 +212,7 @@ def _joined(
     )
 
 
-def _lazy_descent(model: Model, nodes: SpectralMeasure, n_steps: int, steps: Steps) -> _Curve:
+def _lazy_descent(model: Model, nodes: SpectralMeasure, n_steps: int, steps: Steps) -> ClosureCurve:
     """L(t) = atom + mu((1 - eta s)^{2t}), directly at every recorded step."""
     factor = np.abs(1.0 - model.learning_rate * nodes.source_eigenvalues)
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
@@ -198,12 +222,12 @@ def _lazy_descent(model: Model, nodes: SpectralMeasure, n_steps: int, steps: Ste
     diverged_at = int(steps[np.argmax(beyond)]) if beyond.any() else None
     kept = slice(None) if diverged_at is None else slice(int(np.argmax(beyond)))
     time_reached = model.learning_rate * n_steps
-    return _Curve(steps[kept], loss[kept], np.ones(steps.size)[kept], time_reached, diverged_at, False, None)
+    return ClosureCurve(steps[kept], loss[kept], np.ones(steps.size)[kept], time_reached, diverged_at, False, None)
 
 
 def _step_by_step(
     closure: Closure, model: Model, last: int, steps: Steps, n_steps: int, progress: Progress | None
-) -> _Curve:
+) -> ClosureCurve:
     """Advance to step `last` in chunks, so that Ctrl-C is heard and progress shown."""
     parts = []
     reached, unstable_from, interrupted = 0.0, None, False
@@ -233,7 +257,7 @@ def _step_by_step(
     except KeyboardInterrupt:
         interrupted = True
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else [np.empty(0)] * 3
-    return _Curve(
+    return ClosureCurve(
         columns[0].astype(np.int64),
         columns[1],
         columns[2],
@@ -310,7 +334,7 @@ def _in_log_time(
 
 
 def _other_order(
-    model: Model, nodes: SpectralMeasure, n_steps: int, steps: Steps, order: int, curve: _Curve
+    model: Model, nodes: SpectralMeasure, n_steps: int, steps: Steps, order: int, curve: ClosureCurve
 ) -> float:
     """Largest relative difference to the order below (order 0: above) over the first steps, as far as recorded."""
     last = min(n_steps, _NEXT_ORDER_STEPS)

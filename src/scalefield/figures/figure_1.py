@@ -42,7 +42,7 @@ MARKERS = ("o", "s", "D")
 # Frontiers are fitted over their last 1.5 decades of compute.
 PER_DECADE, FITTED = 4, 7
 # Differences below this are not worth a note.
-NOTED = 0.003
+NOTED = 0.001
 
 
 def compute(quick: bool = False, seed: int = 0, progress: Progress | None = None) -> FigureData:
@@ -129,7 +129,7 @@ def _measure(alpha: float, beta: float, gamma: float, widths: Array) -> list[Cur
         "measured_exponent": fit.exponent,
         "exponent_error": fit.standard_error,
         "window": fit.window,
-        "note": _note(fit.exponent, fit.standard_error, optimum),
+        "note": _note(alpha, beta, rich, fit.exponent, fit.standard_error, optimum),
     }
     label = where
     if task_difficulty(alpha, beta) == "super-easy":
@@ -143,12 +143,17 @@ def _measure(alpha: float, beta: float, gamma: float, widths: Array) -> list[Cur
     return curves
 
 
-def _note(measured: float, error: float, optimum: ComputeOptimum) -> str:
+def _note(alpha: float, beta: float, rich: bool, measured: float, error: float, optimum: ComputeOptimum) -> str:
     if abs(measured - optimum.loss_exponent) <= max(NOTED, 2.0 * error):
         return ""
-    if optimum.difficulty == "hard":
-        return "finite compute: gradient flow and bottleneck have corrections of low powers, lowest near beta = 1"
-    return "finite compute: the third term, which is smaller by a low power of C, still matters"
+    if beta > 1.0:
+        # N^-alpha at the best width N ~ C^{width_exponent}, relative to the loss there
+        power = alpha * optimum.width_exponent - optimum.loss_exponent
+        late = f"the width transient's next term by t^-{beta - 1.0:.2f}"
+        return f"finite compute: the bottleneck N^-alpha is smaller by C^-{power:.2f}, {late} only"
+    narrow = f"the bottleneck's next term is smaller by N^-{alpha * (1.0 - beta):.2f}"
+    late = f" and gradient flow's by t^-{(1.0 - beta) / (1.0 + beta):.2f}" if rich else ""
+    return f"finite compute: {narrow}{late} only"
 
 
 def _frontier(model: Model, widths: Array) -> tuple[Array, Array]:
@@ -228,7 +233,7 @@ def _draw_phases(ax: Axes, curves: tuple[Curve, ...], rich: bool, norm: Any) -> 
     ax.set_ylim(*BETA_RANGE)
     chi = r"2\beta/(1+\beta)" if rich else r"\beta"
     names = (
-        (2.5, 0.62, "hard\n" + rf"$t^{{-{chi}}},\ N^{{-\alpha\beta}}$"),
+        (2.53, 0.62, "hard\n" + rf"$t^{{-{chi}}},\ N^{{-\alpha\beta}}$"),
         (2.5, 1.27, "easy\n" + r"$t^{-\beta},\ t^{-1+1/\alpha}/N$"),
         (2.5, 2.2, "super-easy\n" + r"$t^{-1+1/\alpha}/N,\ (\eta/B)\,t^{-2+1/\alpha}$"),
     )

@@ -20,15 +20,19 @@ from scalefield.scaling.fitting import (
     fit_power_law,
     local_exponents,
 )
+from scalefield.scaling.frontier import Frontier, FrontierExponent, compute_frontier
 
 __all__ = [
     "BrokenPowerLawFit",
     "ChinchillaFit",
     "ComputeOptimum",
+    "Frontier",
+    "FrontierExponent",
     "LossTerm",
     "PhaseDiagram",
     "PowerLawFit",
     "bootstrap_exponents",
+    "compute_frontier",
     "compute_optimal",
     "crossover_time",
     "fit_broken_power_law",

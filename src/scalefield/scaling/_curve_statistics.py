@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import ndtri, stdtrit
 
 __all__ = ["FitError", "block_error", "known_error", "longest_window", "run_error", "t_quantile"]
 
@@ -32,7 +32,8 @@ class FitError(NamedTuple):
 
 def t_quantile(confidence_level: float, degrees_of_freedom: float) -> float:
     """Half-width of a two-sided interval in standard errors."""
-    return float(stats.t.ppf(0.5 * (1.0 + confidence_level), degrees_of_freedom))
+    level = 0.5 * (1.0 + confidence_level)
+    return float(ndtri(level) if math.isinf(degrees_of_freedom) else stdtrit(degrees_of_freedom, level))
 
 
 def known_error(jacobian: Array) -> FitError:

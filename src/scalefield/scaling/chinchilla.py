@@ -76,6 +76,9 @@ class ChinchillaFit:
     scale: float
     n_outliers: int
 
+    def __post_init__(self) -> None:
+        self.covariance.setflags(write=False)
+
     @property
     def exponent(self) -> float:
         """e = a b/(a + b): the reducible loss falls like C^-e with compute C = N t, width and time at their best."""

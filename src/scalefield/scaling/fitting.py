@@ -79,6 +79,9 @@ class PowerLawFit:
     block_length: int
     reduced_chi_square: float
 
+    def __post_init__(self) -> None:
+        self.covariance.setflags(write=False)
+
     def prediction(self, x: ArrayLike) -> Array:
         """prefactor x^-exponent, of the shape of x."""
         return power(self.prefactor, np.asarray(x, dtype=np.float64), self.exponent)
@@ -133,6 +136,9 @@ class BrokenPowerLawFit:
     n_points: int
     covariance: Array
     block_length: int
+
+    def __post_init__(self) -> None:
+        self.covariance.setflags(write=False)
 
     @property
     def late_prefactor(self) -> float:
