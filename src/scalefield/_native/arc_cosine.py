@@ -4,8 +4,9 @@ Vectors are unit vectors; with theta their angle, a pair is held as
 
     s = sin^2(theta/2) up to theta = pi/2, beyond it s = -cos^2(theta/2),
 
-so that angles near 0 and near pi keep their digits, which 1 - cos(theta) loses. With w = sin^2(theta/2), z = 1 - w, and
-kappa_q(cos theta) = E phi(u) phi(v) of phi = c_q relu^q for unit variances, kappa_q' = q^2/(2q-1) kappa_{q-1}, a layer is
+so that angles near 0 and near pi keep their digits, which 1 - cos(theta) loses. With w = sin^2(theta/2), z = 1 - w,
+kappa_q(cos theta) = E phi(u) phi(v) for phi = c_q relu^q and unit variances, kappa_q' = q^2/(2q-1) kappa_{q-1}, a
+layer is
 
     w   <- p p' (1 - kappa_q)/2 + |(p, b) - (p', b')|^2/4 ,      p^2 + b^2 = 1: shares of weights and bias
     rho <- 1 - 2 w ,   ntk <- rho + p p' kappa_q' ntk .
@@ -34,7 +35,7 @@ INVERSE_PI = 1.0 / math.pi
 
 @jit(float64(float64), fastmath=("contract",), inline=True)
 def _arcsine_ratio(m: float) -> float:
-    """arcsin(sqrt(m))/sqrt(m) for 0 <= m <= 1/2: the polynomial of degree 19 through Chebyshev points, right to 4e-18."""
+    """arcsin(sqrt(m))/sqrt(m), 0 <= m <= 1/2: the polynomial of degree 19 through Chebyshev points, right to 4e-18."""
     y = 1.1264192878807509
     y = y * m - 4.438816692066939
     y = y * m + 8.32498352944691
@@ -119,7 +120,7 @@ def arc_cosine_layer(power: int, p: Array, b: Array, p2: Array, b2: Array, s: Ar
 
 @jit(float64(vector, float64), fastmath=("contract",))
 def _polynomial(coefficients: Array, x: float) -> float:
-    total = 0.0
+    total: float = 0.0
     for n in range(coefficients.shape[0] - 1, -1, -1):
         total = total * x + coefficients[n]
     return total
@@ -129,14 +130,15 @@ def _polynomial(coefficients: Array, x: float) -> float:
 def _unlike(order: float, regular: Array, singular: Array, logarithm: Array, opposite: Array, s: float) -> float:
     """1 - kappa from its series (`relu_power_series`): in w up to theta = pi/2, in z beyond."""
     m = abs(s)
+    power: float = m**order
     if s < 0.0:
-        return 1.0 - m**order * _polynomial(opposite, m)
+        return 1.0 - power * _polynomial(opposite, m)
     if s == 0.0:
         return 0.0
     inner = _polynomial(singular, m)
     if logarithm.shape[0] > 0:
         inner += math.log(m) * _polynomial(logarithm, m)
-    return -m * _polynomial(regular, m) - m**order * inner
+    return -m * _polynomial(regular, m) - power * inner
 
 
 @jit(void(float64, float64, *[vector] * 12, *[matrix] * 2))

@@ -94,7 +94,9 @@ def relu_power_series(power: float, n_terms: int = 60) -> PowerSeries:
     order = round(m)
     # (1 - w)^m, exactly
     factor = special.comb(order, np.arange(order + 1)) * (-1.0) ** np.arange(order + 1)
-    head = _ratio_series((n[:order] + 0.5) ** 2 / (np.where(n[:order] < order - 1, n[:order] + 1.0 - m, 1.0) * (n[:order] + 1.0)))
+    head = _ratio_series(
+        (n[:order] + 0.5) ** 2 / (np.where(n[:order] < order - 1, n[:order] + 1.0 - m, 1.0) * (n[:order] + 1.0))
+    )
     regular = np.zeros(n_terms)
     product = np.convolve(factor, head[:order])
     regular[: product.size] = product
@@ -113,7 +115,7 @@ def _ratio_series(ratios: Array) -> Array:
 
 def relu_moment(power: float) -> float:
     """E relu(z)^(2 power) for a standard normal z: 1/2, 3/2, 15/2 for powers 1, 2, 3."""
-    return 2.0 ** (power - 1.0) * math.gamma(power + 0.5) / math.sqrt(math.pi)
+    return float(2.0 ** (power - 1.0)) * math.gamma(power + 0.5) / math.sqrt(math.pi)
 
 
 # ------------------------------------------------------------------------------------------ other activations
@@ -180,7 +182,7 @@ NAMED_ACTIVATIONS: dict[str, tuple[Function, Function, bool]] = {
 
 
 def numerical_derivative(function: Function) -> Function:
-    """Derivative by differences of order 8 that never reach across a kink at 0; right to about 1e-12 of the function."""
+    """Derivative by differences of order 8 that never reach across a kink at 0; right to about 1e-12."""
     step = 2.0**-6
     central = np.array([1.0 / 280.0, -4.0 / 105.0, 0.2, -0.8, 0.0, 0.8, -0.2, 4.0 / 105.0, -1.0 / 280.0])
     offsets = np.arange(9.0)
@@ -208,7 +210,9 @@ def evaluate(function: Function, h: Array) -> Array:
             f"got shape {value.shape} and dtype {value.dtype} for {h.shape}"
         )
     if not np.isfinite(value).all():
-        raise ValueError(f"activation must be finite, got {value[~np.isfinite(value)][0]} at {h[~np.isfinite(value)][0]}")
+        raise ValueError(
+            f"activation must be finite, got {value[~np.isfinite(value)][0]} at {h[~np.isfinite(value)][0]}"
+        )
     return value.astype(np.float64)
 
 
@@ -284,7 +288,9 @@ class DualTable:
         if self.coefficients.shape[0] == 1:
             return np.ones((variance.size, 1))
         x = 2.0 * np.log(variance / self.low) / math.log(self.high / self.low) - 1.0
-        return np.polynomial.chebyshev.chebvander(np.clip(x, -1.0, 1.0), self.coefficients.shape[0] - 1)
+        return np.asarray(
+            np.polynomial.chebyshev.chebvander(np.clip(x, -1.0, 1.0), self.coefficients.shape[0] - 1), dtype=np.float64
+        )
 
     def __call__(self, rows: Array, columns: Array, angle: Array) -> Array:
         """Values for a block, from `basis` of its rows and columns and the angles between them."""
