@@ -6,7 +6,7 @@ Exact dynamical mean-field theory and stochastic simulation of the model of Bord
 
 from importlib.metadata import version as _version
 
-from scalefield import datasets, errors, kernels, plot
+from scalefield import datasets, errors, figures, kernels, plot, scaling
 from scalefield.contour import ContourMeasure
 from scalefield.dmft import DMFTSolution, solve_dmft
 from scalefield.flow import FlowSolution, solve_gradient_flow
@@ -31,8 +31,10 @@ __all__ = [
     "bottleneck_loss",
     "datasets",
     "errors",
+    "figures",
     "kernels",
     "plot",
+    "scaling",
     "simulate",
     "solve_dmft",
     "solve_gradient_flow",

@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["as_count", "as_float", "as_seed", "as_vector"]
+__all__ = ["as_count", "as_flag", "as_float", "as_seed", "as_vector"]
 
 
 def as_float(
@@ -57,6 +57,13 @@ def as_count(name: str, value: Any, *, minimum: int = 1) -> int:
     if number < minimum:
         raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
     return number
+
+
+def as_flag(name: str, value: Any) -> bool:
+    """Return `value` as a bool; only bools are accepted, since any other value would pass for True unnoticed."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r} of type {type(value).__name__}")
+    return bool(value)
 
 
 def as_seed(name: str, value: Any) -> int:

@@ -10,6 +10,7 @@ import click
 
 from scalefield import __version__
 from scalefield.cli.curve import curve
+from scalefield.cli.figure import figure
 from scalefield.errors import ScalefieldError
 
 __all__ = ["commands", "main"]
@@ -22,6 +23,7 @@ def commands() -> None:
 
 
 commands.add_command(curve)
+commands.add_command(figure)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
