@@ -177,7 +177,8 @@ def spectrum_fit(
     left.plot(k, eigenvalues, color=_COLOURS[0], linewidth=1.6, label="measured")
     # sum over l > k
     tail = spectrum.total_target_power - np.cumsum(power)
-    visible = tail > 1e-12 * spectrum.total_target_power
+    # The last modes hold next to nothing and would take most of the axis.
+    visible = tail >= max(0.3 * tail[int(0.95 * (k.size - 1))], 1e-12 * spectrum.total_target_power)
     right.plot(k[visible], tail[visible], color=_COLOURS[1], linewidth=1.6, label="measured")
     if fit is not None:
         first, last = fit.window
@@ -185,8 +186,9 @@ def spectrum_fit(
         (low, high), (least, most) = fit.alpha_interval, fit.alpha_beta_interval
         label = rf"$k^{{-\alpha}}$, $\alpha = {fit.alpha:.3g}$ [{low:.3g}, {high:.3g}]"
         left.plot(inside, fit.eigenvalues(inside.astype(float)), "--", color="black", linewidth=1.4, label=label)
-        further = np.arange(last, min(10 * last, int(k[-1])) + 1).astype(float)
-        left.plot(further, fit.eigenvalue_prefactor * further**-fit.alpha, ":", color="black", linewidth=1.1)
+        further = np.arange(max(first, 1) if fit.n_samples else last, min(10 * last, int(k[-1])) + 1).astype(float)
+        label = f"without the shift of {fit.n_samples} samples" if fit.n_samples else "_continued"
+        left.plot(further, fit.eigenvalue_prefactor * further**-fit.alpha, ":", color="black", linewidth=1.1, label=label)
         # The tail sum at the window's end is measured; the fit tells how it is reached.
         within = np.arange(max(first, 1) + 1, last + 1)
         after = np.append(np.cumsum(fit.target_power(within.astype(float))[::-1])[::-1], 0.0)

@@ -245,8 +245,8 @@ def _write_pictures(out: Path, prediction: KernelPrediction) -> None:
     ax = loss_curves(prediction.lazy, prediction.rich, ax=figure.add_subplot())
     ax.axvline(prediction.resolved_time, color="0.6", linewidth=0.9, zorder=0)
     ax.annotate(
-        "window's last mode", (prediction.resolved_time, 0.97), xycoords=("data", "axes fraction"), color="0.45",
-        xytext=(-3, 0), textcoords="offset points", rotation=90, ha="right", va="top", fontsize="small",
+        "window's\nlast mode", (prediction.resolved_time, 0.97), xycoords=("data", "axes fraction"), color="0.45",
+        xytext=(4, 0), textcoords="offset points", ha="left", va="top", fontsize="small",
     )  # fmt: skip
     _save(figure, out / "curves.png")
 

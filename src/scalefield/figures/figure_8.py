@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scalefield import datasets
 from scalefield._progress import Progress
 from scalefield.errors import KernelWarning
-from scalefield.figures._base import Curve, FigureData, draw_curves, make_panels
+from scalefield.figures._base import COLOURS, Curve, FigureData, make_panels
 from scalefield.kernels import InfiniteWidthKernel, fit_source_capacity
 from scalefield.spectrum import Spectrum
 
@@ -32,7 +32,7 @@ FOLDER = "SCALEFIELD_CIFAR5M"
 _DEPTHS = (1, 2, 4)
 _SAMPLES = 4000
 _QUICK_SAMPLES = 600
-_POINTS = 40
+_POINTS = 200
 
 
 def compute(
@@ -118,14 +118,28 @@ def _curves(spectrum: Spectrum, depth: int) -> list[Curve]:
 
 
 def draw(data: FigureData) -> Figure:
-    """Three panels: logarithmic but for C(k), which rises to 1."""
+    """Spectra as coloured lines, fits dashed over their windows; C(k) on a linear axis, as it rises to 1."""
     figure, panels = make_panels(data, n_columns=3, size=(3.9, 3.4))
+    depths = sorted({curve.parameters["depth"] for curve in data.curves})
     for name, ax in panels.items():
-        draw_curves(ax, data.panel(name), log=name != "c", legend=False)
+        for curve in data.panel(name):
+            if curve.kind == "measurement":
+                colour, exponent = COLOURS[depths.index(curve.parameters["depth"]) % len(COLOURS)], curve.measured_exponent
+                symbol = {"a": r"\alpha", "b": r"\alpha\beta"}.get(name)
+                label = curve.label if exponent is None else rf"{curve.label}: ${symbol} = {exponent:.2f}$"
+                ax.plot(curve.x, curve.y, color=colour, linewidth=1.6, label=label)
+            else:
+                fits = [line for line in ax.get_lines() if line.get_label() == "fit"]
+                label = "_fit" if fits else "fit"
+                ax.plot(curve.x, curve.y, "--", color="black", linewidth=1.4, zorder=3, label=label)
         ax.set_xscale("log")
-        ax.set_xlim(left=0.9)
-        handles, labels = ax.get_legend_handles_labels()
-        names = ["fit" if label == "theory" else label for label in labels]
-        ax.legend(handles, names, frameon=False, fontsize="small", loc="lower right" if name == "c" else "lower left")
-    panels["c"].set_ylim(0.0, 1.03)
+        ax.set_xlim(left=1.0)
+        if name == "c":
+            ax.set_ylim(0.0, 1.03)
+        else:
+            ax.set_yscale("log")
+            # The last modes hold next to nothing and would take most of the axis.
+            lowest = min(float(curve.y[curve.x <= 0.9 * curve.x[-1]][-1]) for curve in data.panel(name))
+            ax.set_ylim(bottom=0.3 * lowest)
+        ax.legend(frameon=False, fontsize="small", loc="lower right" if name == "c" else "lower left")
     return figure

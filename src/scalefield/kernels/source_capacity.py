@@ -18,7 +18,7 @@ from scipy.stats import t as student
 from scalefield._files import read_archive, write_archive
 from scalefield._validate import as_count, as_float
 from scalefield.errors import KernelWarning, ScalefieldError
-from scalefield.spectrum import PowerLawSpectrum, Spectrum, Task
+from scalefield.spectrum import Spectrum, Task
 
 __all__ = ["SourceCapacityFit", "fit_source_capacity"]
 
@@ -30,11 +30,13 @@ _FEWEST_BINS = 5
 # Default window: below n/10, where n samples bend the spectrum by some 10%, and above the first modes.
 _SAMPLES_PER_MODE = 10
 _FIRST = 10
-_DECADES = 100
+_DECADE, _DECADES = 10, 100
 # Drift over the window that no power law shows, relative to the exponent, and in standard errors.
 _DRIFT = 0.15
 _DRIFT_ERRORS = 3.0
 _MODES = 10_000
+# Modes of eigenvalues below this fraction of the largest only hold what a kernel cannot represent.
+_UNLEARNABLE = 1e-20
 # First-order shifts beyond this are no small corrections: exponents are far outside what data show.
 _LARGEST_SHIFT = 5.0
 
@@ -177,10 +179,10 @@ def fit_source_capacity(
         Best one of `Spectrum.from_kernel`, which knows its n_samples.
     window : tuple of int, optional
         (first, last): fit modes first < k <= last, counted from 1 by decreasing eigenvalue. By default last = n/10, of
-        n_samples or else of the number of modes, but no mode that is not resolved; first = last/100 or 10, whichever is
-        larger (less in small spectra).
+        n_samples or else of the number of modes, but no mode that is not resolved. With n_samples first = last/100 or 10,
+        whichever is larger (less in small spectra); without, first = last/10.
     method : {"tail-sum", "increments"}
-        Whether the target's power beyond the window counts (default), less `null_power` of a kernel's spectrum. Without
+        Whether the target's power beyond the window counts (default), but for what no training learns (`null_power`). Without
         it the scatter within the window alone decides, and intervals are a few times as wide.
     n_samples : int, "auto" or None
         n of the correction: that of the spectrum by default, and none if it has none. None: no correction.
@@ -239,9 +241,13 @@ def fit_source_capacity(
 
     beyond = None
     if method == "tail-sum":
-        rest = spectrum.total_target_power - getattr(spectrum, "null_power", 0.0) - float(power.sum())
+        null_power, n_modes = 0.0, spectrum.n_modes
+        if isinstance(spectrum, Spectrum):
+            learnable = spectrum.eigenvalues > _UNLEARNABLE * spectrum.eigenvalues[0]
+            null_power, n_modes = float(spectrum.target_power[~learnable].sum()), int(learnable.sum())
+        rest = spectrum.total_target_power - null_power - float(power.sum())
         # n samples hold the power of all modes of the distribution, however many there are.
-        end = math.inf if samples is not None or spectrum.n_modes is None else spectrum.n_modes
+        end = math.inf if samples is not None or n_modes is None else n_modes
         beyond = (rest, end) if end > last and rest > 1e-9 * float(power.sum()) else None
 
     def fit_between(first: int, last: int, samples: int | None) -> _Fit:
@@ -315,15 +321,14 @@ def _samples(spectrum: Task, n_samples: int | str | None) -> int | None:
 def _window(spectrum: Task, window: tuple[int, int] | None) -> tuple[int, int]:
     n_modes = spectrum.n_modes
     if isinstance(spectrum, Spectrum):
-        n_modes = int(np.count_nonzero(spectrum.eigenvalues > 0.0))
+        n_modes = int(np.count_nonzero(spectrum.eigenvalues > _UNLEARNABLE * spectrum.eigenvalues[0]))
         n_modes = min(n_modes, getattr(spectrum, "n_resolved", 0) or n_modes)
     if window is None:
         size = getattr(spectrum, "n_samples", None) or n_modes or _MODES
         last = min(max(size // _SAMPLES_PER_MODE, 16), n_modes or _MODES)
-        # A decade where there is one.
-        first = max(last // _DECADES, min(_FIRST, last // 10), 1)
-        if isinstance(spectrum, PowerLawSpectrum):
-            last = min(last, _MODES)
+        # A decade where there is one: the last one of exact spectra, which nothing bends, else from the tenth mode.
+        exact = getattr(spectrum, "n_samples", None) is None
+        first = max(last // _DECADE, 1) if exact else max(last // _DECADES, min(_FIRST, last // _DECADE), 1)
     else:
         try:
             first, last = window
