@@ -171,7 +171,7 @@ def spectrum_fit(
         axes = tuple(plt.subplots(1, 2, figsize=(8.4, 3.6), layout="constrained")[1])
     left, right = axes
     # A mode that stands for what is never learned is none of the kernel's.
-    shown = spectrum.eigenvalues > 1e-20 * spectrum.eigenvalues[0]
+    shown = spectrum.eigenvalues > 2e-30 * spectrum.eigenvalues[0]
     eigenvalues, power = spectrum.eigenvalues[shown], spectrum.target_power[shown]
     k = np.arange(1, eigenvalues.size + 1)
     left.plot(k, eigenvalues, color=_COLOURS[0], linewidth=1.6, label="measured")

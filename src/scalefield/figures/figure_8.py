@@ -122,7 +122,8 @@ def draw(data: FigureData) -> Figure:
     figure, panels = make_panels(data, n_columns=3, size=(3.9, 3.4))
     depths = sorted({curve.parameters["depth"] for curve in data.curves})
     for name, ax in panels.items():
-        for curve in data.panel(name):
+        # Fits last, in the legend too.
+        for curve in sorted(data.panel(name), key=lambda curve: curve.kind == "theory"):
             if curve.kind == "measurement":
                 colour, exponent = COLOURS[depths.index(curve.parameters["depth"]) % len(COLOURS)], curve.measured_exponent
                 symbol = {"a": r"\alpha", "b": r"\alpha\beta"}.get(name)

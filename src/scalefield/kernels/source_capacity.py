@@ -36,7 +36,7 @@ _DRIFT = 0.15
 _DRIFT_ERRORS = 3.0
 _MODES = 10_000
 # Modes of eigenvalues below this fraction of the largest only hold what a kernel cannot represent.
-_UNLEARNABLE = 1e-20
+_UNLEARNABLE = 2e-30
 # First-order shifts beyond this are no small corrections: exponents are far outside what data show.
 _LARGEST_SHIFT = 5.0
 
@@ -266,15 +266,15 @@ def fit_source_capacity(
         for name in ("alpha", "alpha_beta")
     ]  # fmt: skip
     is_power_law = fit.alpha.value > 0.0 and fit.alpha_beta.value > 0.0 and not any(drift.matters for drift in drifts)
-    beta = fit.alpha_beta.value / fit.alpha.value
+    beta = fit.beta
     # d(s/alpha) = (ds - beta dalpha)/alpha, of independent scatters
-    error = math.hypot(fit.alpha_beta.error, beta * fit.alpha.error) / abs(fit.alpha.value)
+    error = math.hypot(fit.alpha_beta.error, beta * fit.alpha.error) / abs(fit.alpha.value or math.nan)
     quantile = float(student.ppf(0.5 + 0.5 * level, fit.n_bins - 2))
 
     def interval(value: float, error: float) -> tuple[float, float]:
         return value - quantile * error, value + quantile * error
 
-    halves = [(part.alpha.value, part.alpha_beta.value / part.alpha.value) for part in (lower, upper)]
+    halves = [(part.alpha.value, part.beta) for part in (lower, upper)]
     straight = _straight_lines(spectrum, eigenvalues, power, first, last)
     if not is_power_law:
         warnings.warn(
@@ -301,7 +301,7 @@ def fit_source_capacity(
         lower=halves[0],
         upper=halves[1],
         alpha_uncorrected=plain.alpha.value,
-        beta_uncorrected=plain.alpha_beta.value / plain.alpha.value,
+        beta_uncorrected=plain.beta,
         alpha_straight=straight[0],
         beta_straight=straight[1],
         eigenvalue_prefactor=fit.alpha.prefactor,
@@ -354,6 +354,11 @@ class _Fit:
     alpha: _Exponent
     alpha_beta: _Exponent
     n_bins: int
+
+    @property
+    def beta(self) -> float:
+        # Equal eigenvalues have no beta.
+        return self.alpha_beta.value / self.alpha.value if self.alpha.value != 0.0 else math.nan
 
 
 @dataclass(frozen=True)
@@ -439,12 +444,13 @@ def _likelihood(
     """Exponent s of increments c sum_l l^-(s+1): the quasi-likelihood of chi-squared scatter, sum n (log m + B/m).
 
     Its score, sum_i n_i x_i (1 - B_i/m_i), has mean 0 whatever the scatter's law; the error is that of a sandwich.
-    The power beyond the window, (power, last mode there is), counts as much as all increments.
+    The power beyond the window, (power, last mode there is), counts as much as all increments, or as its modes if fewer.
     """
     observed = np.add.reduceat(powers, starts)
     weights = counts.astype(np.float64)
     if beyond is not None:
-        observed, weights = np.append(observed, beyond[0]), np.append(weights, weights.sum())
+        n_beyond = min(float(counts.sum()), beyond[1] - float(k[-1]))
+        observed, weights = np.append(observed, beyond[0]), np.append(weights, n_beyond)
 
     def ratios(exponent: float) -> tuple[Array, Array, float]:
         sums, log_k = _sums(exponent + 1.0, k, shift, starts)
@@ -535,4 +541,4 @@ def _straight_lines(spectrum: Task, eigenvalues: Array, power: Array, first: int
     tail = np.maximum(tail, np.finfo(np.float64).tiny)
     alpha = -float(np.polyfit(np.log(k), np.log(eigenvalues[k - 1]), 1)[0])
     alpha_beta = -float(np.polyfit(np.log(k), np.log(tail[k]), 1)[0])
-    return alpha, alpha_beta / alpha
+    return alpha, alpha_beta / alpha if alpha != 0.0 else math.nan
