@@ -25,6 +25,12 @@ def read(path):
     return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Pictures take most of a command's time and are looked at once."""
+    monkeypatch.setattr(sys.modules["scalefield.cli.kernel"], "_write_pictures", lambda out, prediction: None)
+
+
 @pytest.fixture(scope="module")
 def small_gram():
     images, labels = sf.datasets.digits()
@@ -109,7 +115,7 @@ def test_digits_by_default(tmp_path, capsys):
         assert (tmp_path / "new" / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_circle_and_files(tmp_path, capsys, small_gram):
+def test_circle_and_files(tmp_path, capsys, small_gram, no_pictures):
     out = tmp_path / "out"
     assert run("circle", "--power", 2, "--k-max", 2000, "--target-exponent", 1.5, "--out", out) == 0
     assert "circle: NTK of 2 layers of relu^2, target exponent 1.5" in capsys.readouterr().out
@@ -126,7 +132,7 @@ def test_circle_and_files(tmp_path, capsys, small_gram):
     assert "corrected" not in capsys.readouterr().out
 
 
-def test_images_on_disk(tmp_path, capsys):
+def test_images_on_disk(tmp_path, capsys, no_pictures):
     from PIL import Image
 
     rng = np.random.default_rng(0)
@@ -142,7 +148,8 @@ def test_images_on_disk(tmp_path, capsys):
     for index in range(60):
         (pictures / str(labels[index])).mkdir(parents=True, exist_ok=True)
         Image.fromarray(images[index, :8, :8]).save(pictures / str(labels[index]) / f"{index}.png")
-    for source, n in ((folder, 120), (folder / "cifar5m_part0.npz", 120), (tmp_path / "mnist.npz", 120), (pictures, 60)):
+    sources = [(folder, 120), (folder / "cifar5m_part0.npz", 120), (tmp_path / "mnist.npz", 120), (pictures, 60)]
+    for source, n in sources:
         assert run(source, "--samples", 120, "--method", "increments", "--out", tmp_path / "out") == 0
         assert f"{source}: NTK of 2 layers of relu, {n} images" in capsys.readouterr().out
         assert KernelSpectrum.load(tmp_path / "out" / "spectrum.npz").n_outputs == 10
@@ -175,7 +182,7 @@ def test_errors_are_one_line(arguments, message, tmp_path, monkeypatch, capsys):
     assert message in error
 
 
-def test_warnings_are_told(tmp_path, capsys):
+def test_warnings_are_told(tmp_path, capsys, no_pictures):
     np.savez(tmp_path / "gram.npz", K=np.eye(200) + np.diag(np.arange(200.0)), y=np.arange(200) % 3)
     assert run(tmp_path / "gram.npz", "--out", tmp_path / "out") == 0
     assert "scalefield: warning: no power law holds" in capsys.readouterr().err

@@ -68,7 +68,8 @@ def test_power_that_is_never_learned_is_left_out():
 @pytest.mark.parametrize(("power", "target_exponent"), [(1, 1.0), (1, 1.75), (2, 1.5), (3, 2.0)])
 def test_circle(depth, power, target_exponent):
     """alpha = 2 q_phi and beta = (2 q - 1)/(2 q_phi), within 2%; paper Eq. 14."""
-    spectrum = sf.kernels.circle_spectrum(sf.kernels.InfiniteWidthKernel("relu", power=power, depth=depth), target_exponent)
+    kernel = sf.kernels.InfiniteWidthKernel("relu", power=power, depth=depth)
+    spectrum = sf.kernels.circle_spectrum(kernel, target_exponent)
     fit = fit_source_capacity(spectrum)
     np.testing.assert_allclose(fit.alpha, 2 * power, rtol=0.02)
     np.testing.assert_allclose(fit.beta, (2 * target_exponent - 1) / (2 * power), rtol=0.02)

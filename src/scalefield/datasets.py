@@ -192,7 +192,7 @@ def class_targets(labels: ArrayLike, kind: str = "one-hot", n_classes: int | Non
         count = int(values.max()) + 1 if n_classes is None else as_count("n_classes", n_classes)
         if values.max() >= count:
             raise ValueError(f"labels must be below n_classes = {count}, got {values.max()}")
-        return np.eye(count)[values]
+        return np.asarray(np.eye(count)[values])
     if kind == "parity":
         return np.where(values % 2 == 0, 1.0, -1.0)
     if kind.isdecimal():

@@ -188,7 +188,8 @@ def spectrum_fit(
         left.plot(inside, fit.eigenvalues(inside.astype(float)), "--", color="black", linewidth=1.4, label=label)
         further = np.arange(max(first, 1) if fit.n_samples else last, min(10 * last, int(k[-1])) + 1).astype(float)
         label = f"without the shift of {fit.n_samples} samples" if fit.n_samples else "_continued"
-        left.plot(further, fit.eigenvalue_prefactor * further**-fit.alpha, ":", color="black", linewidth=1.1, label=label)
+        law = fit.eigenvalue_prefactor * further**-fit.alpha
+        left.plot(further, law, ":", color="black", linewidth=1.1, label=label)
         # The tail sum at the window's end is measured; the fit tells how it is reached.
         within = np.arange(max(first, 1) + 1, last + 1)
         after = np.append(np.cumsum(fit.target_power(within.astype(float))[::-1])[::-1], 0.0)

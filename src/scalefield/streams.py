@@ -370,11 +370,11 @@ def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _read_header(stream: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    version = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]
+    version = np.lib.format.read_magic(stream)
     if version == (1, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)  # type: ignore[no-untyped-call]
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
     elif version == (2, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)  # type: ignore[no-untyped-call]
+        shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
     else:
         raise DatasetError(f"{name}: .npy format {version} is not known")
     if dtype.hasobject:
@@ -440,7 +440,9 @@ def open_image_folder(folder: Path, grayscale: bool, size: tuple[int, int] | Non
     """Open a folder with a subfolder of pictures per class."""
     if not folder.is_dir():
         raise FileNotFoundError(2, "no such folder", str(folder))
-    classes, files, labels = [], [], []
+    classes: list[str] = []
+    files: list[Path] = []
+    labels: list[int] = []
     for subfolder in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
         pictures = sorted(path for path in subfolder.iterdir() if path.suffix.lower() in _SUFFIXES)
         if pictures:

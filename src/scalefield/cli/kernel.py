@@ -287,7 +287,7 @@ def _print_table(console: Console, description: str, prediction: KernelPredictio
         if frontier is not None:
             for index, budget in enumerate(np.atleast_1d(frontier.budgets)):
                 console.print(
-                    f"compute {budget:.3g}, {name}: width {frontier.widths[index]:.4g}, {frontier.steps[index]:.4g} steps, "
-                    f"loss {frontier.losses[index]:.4g}",
+                    f"compute {budget:.3g}, {name}: width {frontier.widths[index]:.4g}, "
+                    f"{frontier.steps[index]:.4g} steps, loss {frontier.losses[index]:.4g}",
                     highlight=False,
                 )

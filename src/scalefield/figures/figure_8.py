@@ -1,7 +1,7 @@
 """Figure 8: a kernel on real images - eigenvalues, tail sums of the target, and its cumulative alignment.
 
-The paper diagonalises the kernel of a residual network on CIFAR-5M. Here infinitely wide ReLU networks of several depths
-stand on the handwritten digits that come with the package, or on CIFAR-5M where the environment variable
+The paper diagonalises the kernel of a residual network on CIFAR-5M. Here infinitely wide ReLU networks of several
+depths stand on the handwritten digits that come with the package, or on CIFAR-5M where the environment variable
 SCALEFIELD_CIFAR5M names the folder of its parts.
 """
 
@@ -36,7 +36,11 @@ _POINTS = 200
 
 
 def compute(
-    quick: bool = False, seed: int = 0, progress: Progress | None = None, *, folder: str | os.PathLike[str] | None = None
+    quick: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+    *,
+    folder: str | os.PathLike[str] | None = None,
 ) -> FigureData:
     """Spectra of infinitely wide ReLU networks of 1, 2 and 4 hidden layers; targets are the ten classes, one-hot.
 
@@ -92,7 +96,8 @@ def _curves(spectrum: Spectrum, depth: int) -> list[Curve]:
         fit = fit_source_capacity(spectrum)
     note = "; ".join(str(item.message) for item in caught)
     if not note:
-        note = f"corrected for {fit.n_samples} samples; {fit.alpha_uncorrected:.3f} and beta {fit.beta_uncorrected:.3f} before"
+        before = f"alpha {fit.alpha_uncorrected:.3f}, beta {fit.beta_uncorrected:.3f}"
+        note = f"corrected for {fit.n_samples} samples; without, {before}"
     power = np.cumsum(spectrum.target_power)
     total = float(power[-1])
     k = np.unique(np.geomspace(1, spectrum.n_modes - 1, _POINTS).astype(int))
@@ -125,7 +130,8 @@ def draw(data: FigureData) -> Figure:
         # Fits last, in the legend too.
         for curve in sorted(data.panel(name), key=lambda curve: curve.kind == "theory"):
             if curve.kind == "measurement":
-                colour, exponent = COLOURS[depths.index(curve.parameters["depth"]) % len(COLOURS)], curve.measured_exponent
+                colour = COLOURS[depths.index(curve.parameters["depth"]) % len(COLOURS)]
+                exponent = curve.measured_exponent
                 symbol = {"a": r"\alpha", "b": r"\alpha\beta"}.get(name)
                 label = curve.label if exponent is None else rf"{curve.label}: ${symbol} = {exponent:.2f}$"
                 ax.plot(curve.x, curve.y, color=colour, linewidth=1.6, label=label)

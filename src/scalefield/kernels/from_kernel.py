@@ -1,8 +1,9 @@
 """From a Gram matrix to a spectrum: eigenvalues under the data's distribution, and the target's power on them.
 
-Dense matrices are brought to tridiagonal form Q T Q^T once; the target follows with Q^T y, and eigenvectors are those of
-T only. Those of K, two thirds of LAPACK's work and of its memory, are never formed. Of larger ones the top is found by
-Lanczos; traces tell what the rest must add up to, and more Lanczos steps from the target how its power is spread there.
+Dense matrices are brought to tridiagonal form Q T Q^T once; the target follows with Q^T y, and eigenvectors are those
+of T only. Those of K, which take LAPACK more than half of its time and memory, are never formed. Of larger ones the top
+is found by Lanczos; traces tell what the rest must add up to, and more Lanczos steps, from the target, how its power is
+spread there.
 """
 
 from __future__ import annotations
@@ -151,10 +152,11 @@ class KernelSpectrum(Spectrum):
             If the file is not an archive of a KernelSpectrum (`Spectrum.load` reads any spectrum, without its facts).
         """
         settings, arrays = read_archive(path)
-        if settings.pop("class", None) != "KernelSpectrum":
+        stored: dict[str, Any] = {**settings, **arrays}
+        if stored.pop("class", None) != "KernelSpectrum":
             raise SpectrumFileError(f"{os.fspath(path)}: not the spectrum of a kernel; Spectrum.load reads others")
         try:
-            return cls(**arrays, **settings)
+            return cls(**stored)
         except (TypeError, ValueError) as error:
             raise SpectrumFileError(f"{os.fspath(path)}: written by another version ({error})") from error
 
@@ -252,9 +254,8 @@ def _check_kernel(K: ArrayLike) -> tuple[NDArray[Any], float, float]:
             for part, row, column in ((block, i, j), (mirrored.T, j, i)):
                 if not np.isfinite(part).all():
                     at = np.argwhere(~np.isfinite(part))[0]
-                    raise ValueError(
-                        f"K must be finite, got {float(part[tuple(at)])!r} at row {row + at[0]}, column {column + at[1]}"
-                    )
+                    where = f"row {row + at[0]}, column {column + at[1]}"
+                    raise ValueError(f"K must be finite, got {float(part[tuple(at)])!r} at {where}")
             largest = max(largest, float(np.abs(block).max()), float(np.abs(mirrored).max()))
             difference = max(difference, float(np.abs(block - mirrored).max()))
     asymmetry = difference / largest if largest > 0.0 else 0.0
@@ -307,8 +308,8 @@ def _negative_share(eigenvalues: Array, threshold: float) -> float:
         )
     if lowest < -threshold:
         warnings.warn(
-            f"K is indefinite: eigenvalues of K/n down to {lowest:.3g} (the largest is {float(eigenvalues.max()):.3g}), "
-            f"{share:.2g} of the sum of absolute values; negative ones are set to 0",
+            f"K is indefinite: eigenvalues of K/n down to {lowest:.3g} (the largest: {float(eigenvalues.max()):.3g}); "
+            f"the negative ones, {share:.2g} of the sum of absolute values, are set to 0",
             KernelWarning,
             stacklevel=4,
         )
@@ -371,7 +372,7 @@ def _top(kernel: NDArray[Any], target: Array, center: bool, n_modes: int) -> _To
     require_memory(8 * n * (n_vectors + n_modes), f"{n_modes} modes of a {n} x {n} kernel")
 
     def multiply(vectors: Array) -> Array:
-        # A block of rows at a time, since the matrix may be a mapped file or in single precision; K^T is a mirror image.
+        # A block of rows at a time: the matrix may be a mapped file, or in single precision.
         result = np.zeros(vectors.shape)
         for start in range(0, n, _BLOCK):
             rows = np.asarray(kernel[start : start + _BLOCK], dtype=np.float64)
@@ -381,9 +382,9 @@ def _top(kernel: NDArray[Any], target: Array, center: bool, n_modes: int) -> _To
 
     def apply(vectors: Array) -> Array:
         if not center:
-            return multiply(vectors) / n
+            return np.asarray(multiply(vectors) / n)
         result = multiply(vectors - vectors.mean(axis=0))
-        return (result - result.mean(axis=0)) / n
+        return np.asarray((result - result.mean(axis=0)) / n)
 
     diagonal, frobenius, crossed = 0.0, 0.0, 0.0
     for start in range(0, n, _BLOCK):
@@ -401,8 +402,8 @@ def _top(kernel: NDArray[Any], target: Array, center: bool, n_modes: int) -> _To
         squares += (-2.0 * float(sums @ sums) / n + float(sums.sum()) ** 2 / n**2) / n**2
     operator = LinearOperator((n, n), matvec=lambda v: apply(v.ravel()), matmat=apply, dtype=np.float64)
     # The start decides the last digits only; a fixed one makes them repeatable.
-    start = np.random.default_rng(0).standard_normal(n)
-    eigenvalues, vectors = eigsh(operator, k=n_modes, which="LA", v0=start, ncv=n_vectors)
+    first = np.random.default_rng(0).standard_normal(n)
+    eigenvalues, vectors = eigsh(operator, k=n_modes, which="LA", v0=first, ncv=n_vectors)
     order = np.argsort(-eigenvalues)
     power = np.sum((vectors.T @ target) ** 2, axis=1) / n
     # Of each tail node one mode is made, and most modes are to follow the trace.
@@ -454,7 +455,7 @@ class _TargetTail:
     upper_power: Array
 
     def resolved_time(self, eigenvalues: Array, power: Array) -> float:
-        """First tau at which the bounds of the lazy loss differ by more than `_TAIL_TOLERANCE`; inf if they never do."""
+        """First tau at which bounds of the lazy loss differ by more than `_TAIL_TOLERANCE`; inf if there is none."""
         times = np.geomspace(1e-3 / float(eigenvalues[0]), 1e12 / float(eigenvalues[0]), 1501)
         lower = np.exp(-2.0 * np.outer(times, self.nodes)) @ self.power
         upper = np.exp(-2.0 * np.outer(times, self.upper_nodes)) @ self.upper_power

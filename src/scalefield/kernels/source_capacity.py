@@ -103,8 +103,8 @@ class SourceCapacityFit:
     def __repr__(self) -> str:
         return (
             f"SourceCapacityFit(alpha {self.alpha:.4g} [{self.alpha_interval[0]:.4g}, {self.alpha_interval[1]:.4g}], "
-            f"beta {self.beta:.4g} [{self.beta_interval[0]:.4g}, {self.beta_interval[1]:.4g}]; modes {self.window[0]} to "
-            f"{self.window[1]}, drift {self.alpha_drift:+.2g} and {self.beta_drift:+.2g})"
+            f"beta {self.beta:.4g} [{self.beta_interval[0]:.4g}, {self.beta_interval[1]:.4g}]; "
+            f"modes {self.window[0]} to {self.window[1]}, drift {self.alpha_drift:+.2g} and {self.beta_drift:+.2g})"
         )
 
     def eigenvalues(self, k: NDArray[Any]) -> Array:
@@ -136,7 +136,8 @@ class SourceCapacityFit:
         if settings.pop("class", None) != "SourceCapacityFit":
             raise ScalefieldError(f"{os.fspath(path)}: holds something else, not a SourceCapacityFit")
         try:
-            return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()})
+            stored: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
+            return cls(**stored)
         except TypeError as error:
             raise ScalefieldError(f"{os.fspath(path)}: written by another version ({error})") from error
 
@@ -179,11 +180,11 @@ def fit_source_capacity(
         Best one of `Spectrum.from_kernel`, which knows its n_samples.
     window : tuple of int, optional
         (first, last): fit modes first < k <= last, counted from 1 by decreasing eigenvalue. By default last = n/10, of
-        n_samples or else of the number of modes, but no mode that is not resolved. With n_samples first = last/100 or 10,
-        whichever is larger (less in small spectra); without, first = last/10.
+        n_samples or else of the number of modes, but no mode that is not resolved. With n_samples first = last/100 or
+        10, whichever is larger (less in small spectra); without, first = last/10.
     method : {"tail-sum", "increments"}
-        Whether the target's power beyond the window counts (default), but for what no training learns (`null_power`). Without
-        it the scatter within the window alone decides, and intervals are a few times as wide.
+        Whether the target's power beyond the window counts (default), but for what no training learns
+        (`null_power`). Without it the scatter within the window alone decides, and intervals are a few times as wide.
     n_samples : int, "auto" or None
         n of the correction: that of the spectrum by default, and none if it has none. None: no correction.
     confidence : float
@@ -444,7 +445,7 @@ def _likelihood(
     """Exponent s of increments c sum_l l^-(s+1): the quasi-likelihood of chi-squared scatter, sum n (log m + B/m).
 
     Its score, sum_i n_i x_i (1 - B_i/m_i), has mean 0 whatever the scatter's law; the error is that of a sandwich.
-    The power beyond the window, (power, last mode there is), counts as much as all increments, or as its modes if fewer.
+    The power beyond the window, (power, last mode there is), counts as much as all increments, at most as its modes.
     """
     observed = np.add.reduceat(powers, starts)
     weights = counts.astype(np.float64)
@@ -498,12 +499,12 @@ def _sum_beyond(exponent: float, k: Array, end: float, loss: float) -> float:
     elif exponent == 0.0:
         total = math.log((end + 0.5) / (last + 0.5))
     else:
-        total = ((last + 0.5) ** -exponent - (end + 0.5) ** -exponent) / exponent
+        total = (math.pow(last + 0.5, -exponent) - math.pow(end + 0.5, -exponent)) / exponent
     # (B/n) sum_{l>k} l^-s, continued to s < 1, where it is minus what the modes before have gained
-    total += loss * (last + 0.5) ** (1.0 - exponent)
+    total += loss * math.pow(last + 0.5, 1.0 - exponent)
     # The correction stays a correction.
-    floor = 0.1 * float((last + 1.0) ** -exponent) / max(exponent, 1.0)
-    return max(total, floor) * float(k[0]) ** (exponent + 1.0)
+    floor = 0.1 * math.pow(last + 1.0, -exponent) / max(exponent, 1.0)
+    return max(total, floor) * math.pow(float(k[0]), exponent + 1.0)
 
 
 def _eigenvalue_shift(alpha: float) -> float:
