@@ -79,7 +79,7 @@ def kernel(source: str, window: tuple[int, int] | None, budgets: tuple[float, ..
       scalefield kernel digits
       scalefield kernel circle --power 2 --target-exponent 1.5
       scalefield kernel my_gram.npz --gamma 5 --out mine
-      scalefield kernel ~/data/cifar5m --samples 4000 --depth 3
+      scalefield kernel data/cifar5m --samples 4000 --depth 3
     """
     from rich.console import Console
 

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.special import zeta
-from scipy.stats import t as student
+from scipy.special import stdtrit, zeta
 
 from scalefield._files import read_archive, write_archive
 from scalefield._validate import as_count, as_float
@@ -270,7 +269,7 @@ def fit_source_capacity(
     beta = fit.beta
     # d(s/alpha) = (ds - beta dalpha)/alpha, of independent scatters
     error = math.hypot(fit.alpha_beta.error, beta * fit.alpha.error) / abs(fit.alpha.value or math.nan)
-    quantile = float(student.ppf(0.5 + 0.5 * level, fit.n_bins - 2))
+    quantile = float(stdtrit(fit.n_bins - 2, 0.5 + 0.5 * level))
 
     def interval(value: float, error: float) -> tuple[float, float]:
         return value - quantile * error, value + quantile * error
