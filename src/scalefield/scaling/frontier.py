@@ -6,7 +6,7 @@ widths,
 .. math:: L^*(C) = \min_N L(t_C(N), N), \qquad \mathrm{cost}(N, t_C(N)) = C ,
 
 with N continuous: theories know the width as 1/N alone. Curves are computed on a grid of widths; at each budget the
-logarithm of the loss is a smooth function of log N, and the root of its derivative lies between two widths of the grid.
+loss is a smooth function of log N, and the root of its derivative lies between two widths of the grid.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.polynomial import Polynomial
 from numpy.typing import ArrayLike, NDArray
-from scipy.interpolate import CubicSpline
 from scipy.optimize import brentq, minimize_scalar
 
 from scalefield._progress import Progress
 from scalefield._result import Result
+from scalefield._threads import single_threaded_blas
 from scalefield._validate import as_float, as_vector
-from scalefield.dmft.hierarchy import run_closure
+from scalefield.dmft.hierarchy import ClosureCurve, run_closure
 from scalefield.errors import Interrupted, ScalefieldError
 from scalefield.flow import AveragedFlow
 from scalefield.model import Model
 from scalefield.resolvent import DeterministicEquivalent
 from scalefield.scaling.exponents import ComputeOptimum, compute_optimal
 from scalefield.scaling.fitting import fit_power_law
+from scalefield.spectral_measure import SpectralMeasure
 from scalefield.spectrum import PowerLawSpectrum, Task
 
 __all__ = ["Frontier", "FrontierExponent", "compute_frontier"]
@@ -55,8 +56,10 @@ _DIRECT_TOLERANCE = 1e-7
 _STEPS_PER_DECADE = 48
 _FIRST_STEPS = 40
 _CLOSURE_RTOL = 1e-10
-# Budgets whose interpolated loss is compared with a curve at the optimal width.
+# Budgets, spread evenly, whose interpolated loss is compared with a curve at the optimal width.
 _COMPARED = 5
+# Steps after which a rich run is looked at before it goes on; closures take so many one by one.
+_TRIAL_STEPS = 65536
 # Lifetimes of the slowest component after which a run has come to rest.
 _LIFETIMES = 60.0
 # Of unstable runs, in place of an infinite loss for the minimiser.
@@ -105,7 +108,7 @@ class Frontier(Result):
     steps : ndarray, shape (K,)
         t*(C), the steps that the budget pays for at that width; not whole.
     losses : ndarray, shape (K,)
-        L(t*, N*). Of gradient flow computed at this width and time, of SGD interpolated over the width.
+        L(t*, N*), interpolated over the width, or computed at this width where that would be less accurate.
     local_loss_exponent, local_width_exponent, local_time_exponent : ndarray, shape (K,)
         -d log L*/d log C, d log N*/d log C and d log t*/d log C, from neighbouring budgets; nan for a single one.
     boundary : ndarray of str, shape (K,)
@@ -121,8 +124,7 @@ class Frontier(Result):
     window_start, window_stop : float
         First and last budget fitted.
     interpolation_error : float
-        Largest relative difference of interpolated losses from curves at the optimal width: at all budgets for gradient
-        flow, at five for SGD.
+        Largest relative difference of interpolated losses from curves at the optimal width, at five budgets at least.
     quadrature_error : float
         Relative error of the losses due to the nodes of the spectrum, the largest one of all widths.
     cost_name : str
@@ -274,9 +276,9 @@ def compute_frontier(
 
     Notes
     -----
-    One learning curve for each of ten widths a decade up to half a decade beyond the last optimum, and one for each
-    budget: 10-50 ms each for gradient flow, three seconds for 40 budgets over twelve decades. Of SGD five widths a
-    decade; curves take 0.1 s, at N = 1e6 a second. Memory O(K) times the number of widths.
+    One learning curve for each of ten widths a decade (five for SGD) up to half a decade beyond the last optimum, and
+    for some of the budgets: of gradient flow 10-50 ms each, seconds for 40 budgets over twelve decades; of SGD 0.1 s,
+    at N = 1e6 a second. Memory O(K) times the number of widths.
 
     The first minimum over the width is found, and any other that is not hidden behind half a decade of rising losses.
     With SGD and gamma > 0 the kernel's scale grows, for beta < 1 without bound, and training at a constant learning
@@ -326,9 +328,11 @@ def compute_frontier(
 
     optima: list[_Optimum] = []
     try:
-        search.scan()
-        for index in range(amounts.size):
-            optima.append(search.optimum(index))
+        # Products of a few hundred numbers: threads would cost more than they gain.
+        with single_threaded_blas():
+            search.scan()
+            for index in range(amounts.size):
+                optima.append(search.optimum(index))
     except KeyboardInterrupt:
         partial = result(optima) if optima else None
         raise Interrupted(f"interrupted after {len(optima)} of {amounts.size} budgets", partial) from None
@@ -350,8 +354,6 @@ class _Losses(Protocol):
 
     error: float
     widths_per_decade: int
-    # Whether a curve at every optimal width is worth its time.
-    is_fast: bool
 
     def log_loss(self, width: float, steps: Array) -> Array:
         """Log of the loss after increasing numbers of steps; inf where training has diverged."""
@@ -361,7 +363,6 @@ class _FlowLosses:
     """Gradient flow."""
 
     widths_per_decade = _WIDTHS_PER_DECADE
-    is_fast = True
 
     def __init__(self, model: Model, rtol: float) -> None:
         self.error = 0.0
@@ -378,19 +379,39 @@ class _ClosureLosses:
     """SGD by the closure of order 0; between whole steps by splines in log t."""
 
     widths_per_decade = _CLOSURE_WIDTHS_PER_DECADE
-    is_fast = False
 
     def __init__(self, model: Model) -> None:
         self.error = 0.0
         self._model = model
 
     def log_loss(self, width: float, steps: Array) -> Array:
+        # Not with the package, whose import it would slow down.
+        from scipy.interpolate import CubicSpline
+
         model = self._model
         measure = DeterministicEquivalent(model.spectrum, width).measure()
         # Beyond, everything that the features allow is learned and the noise in equilibrium: the loss stays.
         rest = _LIFETIMES / (model.learning_rate * measure.eigenvalues[-1])
         steps = np.minimum(steps, max(rest, _FIRST_STEPS))
+        result = np.full(steps.size, np.inf)
         last = max(_FIRST_STEPS, math.ceil(steps[-1]))
+        if model.is_rich and last > _TRIAL_STEPS:
+            # Closures that have become unstable are not slow, and no matter for log time.
+            curve, kept = self._run(measure, _TRIAL_STEPS)
+            if kept == curve.steps.size and curve.diverged_at is None:
+                curve, kept = self._run(measure, last)
+        else:
+            curve, kept = self._run(measure, last)
+        if kept < 2:
+            return result
+        at, log_loss = curve.steps[:kept], _log(curve.loss[:kept])
+        inside = steps <= at[-1]
+        result[inside] = CubicSpline(np.log(at), log_loss)(np.log(steps[inside]))
+        return result
+
+    def _run(self, measure: SpectralMeasure, last: int) -> tuple[ClosureCurve, int]:
+        """The curve up to a step, and how many of its records are of stable training."""
+        model = self._model
         count = math.ceil(_STEPS_PER_DECADE * math.log10(last)) + 1
         spaced = np.rint(np.geomspace(1.0, last, count)).astype(np.int64)
         recorded = np.union1d(np.arange(1, _FIRST_STEPS + 1), spaced)
@@ -399,14 +420,7 @@ class _ClosureLosses:
             raise KeyboardInterrupt
         self.error = max(self.error, nodes.error)
         stable = model.learning_rate * curve.kernel_scale * measure.eigenvalues[0] < 2.0
-        kept = int(np.argmin(stable)) if not stable.all() else stable.size
-        result = np.full(steps.size, np.inf)
-        if kept < 2:
-            return result
-        at, log_loss = curve.steps[:kept], _log(curve.loss[:kept])
-        inside = steps <= at[-1]
-        result[inside] = CubicSpline(np.log(at), log_loss)(np.log(steps[inside]))
-        return result
+        return curve, stable.size if stable.all() else int(np.argmin(stable))
 
 
 def _log(loss: Array) -> Array:
@@ -491,7 +505,7 @@ class _Search:
         self._columns: list[Array] = []
         self._best = np.zeros(budgets.size, dtype=np.int64)
         compared = np.linspace(0, budgets.size - 1, min(_COMPARED, budgets.size)).round()
-        self._compared = set(range(budgets.size) if losses.is_fast else compared.astype(int).tolist())
+        self._compared = set(compared.astype(int).tolist())
 
     def scan(self) -> None:
         """Widths from the least on, until every budget's optimum lies behind."""
@@ -536,7 +550,7 @@ class _Search:
         logger.info("%d widths from %.3g to %.3g", len(self._log_widths), *np.exp([self._log_widths[0], x]))
 
     def optimum(self, index: int) -> _Optimum:
-        """The minimum at one budget, if it is one of those compared with a curve at its own width."""
+        """The minimum at one budget; for some of them with a curve at that width."""
         budget = float(self._budgets[index])
         column = np.array([values[index] for values in self._columns])
         x = np.array(self._log_widths)
@@ -557,7 +571,9 @@ class _Search:
             found, expected = self._direct_minimum(budget, float(low), float(high)), None
         width = math.exp(found)
         steps = self._steps(width, budget)
-        if expected is not None and index not in self._compared:
+        # Near the ends of the widths polynomials are one-sided, and less accurate.
+        central = min(best - first, last - best) == _HALF_WINDOW
+        if expected is not None and central and index not in self._compared:
             log_loss, expected = expected, None
         else:
             log_loss = float(self._log_loss(width, np.array([steps]))[0])
@@ -628,16 +644,18 @@ class _Search:
 
 
 def _polynomial_minimum(x: Array, y: Array, best: int) -> tuple[float, float]:
-    """Minimum of the polynomial through all points between the neighbours of the best one: its place and value."""
+    """Minimum between the neighbours of the best point, by the polynomial through all: its place and log loss."""
     scale = x[-1] - x[0]
-    polynomial = Polynomial.fit(x, y, x.size - 1, domain=[x[best] - 0.5 * scale, x[best] + 0.5 * scale])
+    # The loss, a sum of powers of N, is an entire function of log N; its logarithm is not.
+    domain = [x[best] - 0.5 * scale, x[best] + 0.5 * scale]
+    polynomial = Polynomial.fit(x, np.exp(y - y[best]), x.size - 1, domain=domain)
     low, high = x[max(best - 1, 0)], x[min(best + 1, x.size - 1)]
     roots = polynomial.deriv().roots()
     inner = roots.real[(np.abs(roots.imag) < 1e-12 * scale) & (roots.real > low) & (roots.real < high)]
     places = np.concatenate([[low, high], inner])
     values = polynomial(places)
     place = int(np.argmin(values))
-    return float(places[place]), float(values[place])
+    return float(places[place]), float(y[best] + math.log(values[place]))
 
 
 def _frontier(
