@@ -1,7 +1,7 @@
 r"""Kernels on the circle: eigenvalues, null modes, and the tasks made of them.
 
-Theory. lambda_k = (1/pi) int_0^pi K(theta) cos(k theta) dtheta. For one hidden layer without biases the Fourier coefficients
-of kappa_q follow from those of kappa_1 by d kappa_q/d theta = -sin(theta) q^2/(2q-1) kappa_{q-1}, so that
+Theory. lambda_k = (1/pi) int_0^pi K(theta) cos(k theta) dtheta. For one hidden layer without biases the coefficients of
+kappa_q follow from those of kappa_1 by d kappa_q/d theta = -sin(theta) q^2/(2q-1) kappa_{q-1}, so that
 
     kappa_1: (4/pi^2)/(k^2 - 1)^2, k even;   kappa_2: (64/(3 pi^2))/(k (k^2 - 4))^2, k odd;
     kappa_3: (230.4/pi^2)/((k^2 - 1)(k^2 - 9))^2, k even;   and 0 for k > q of the other parity,
@@ -29,12 +29,12 @@ K_MAX = 100_000
 def closed_nngp(q, k):
     """Fourier coefficients of kappa_q at frequencies above q, both parities."""
     k = np.asarray(k, dtype=np.float64)
-    value = {
-        1: 4.0 / math.pi**2 / (k**2 - 1.0) ** 2,
-        2: 64.0 / (3.0 * math.pi**2) / (k * (k**2 - 4.0)) ** 2,
-        3: 230.4 / math.pi**2 / ((k**2 - 1.0) * (k**2 - 9.0)) ** 2,
-    }[q]
-    return np.where(k % 2 == q % 2, 0.0, value)
+    k = np.where(k % 2 == q % 2, np.inf, k)
+    if q == 1:
+        return 4.0 / math.pi**2 / (k**2 - 1.0) ** 2
+    if q == 2:
+        return 64.0 / (3.0 * math.pi**2) / (k * (k**2 - 4.0)) ** 2
+    return 230.4 / math.pi**2 / ((k**2 - 1.0) * (k**2 - 9.0)) ** 2
 
 
 def closed_ntk(q, k):
@@ -56,10 +56,10 @@ def test_one_layer_in_closed_form_at_every_frequency(q, kind):
     assert (modes.is_null[q + 2 :] == (expected == 0.0)).all()
     found = modes.eigenvalues[q + 2 :]
     assert (np.abs(found - expected) <= modes.errors[q + 2 :] + 1e-15 * expected).all()
-    # 1e-12 at k of about ten, where the contour costs most, and few roundings beyond
+    # 1e-12 at k of about ten, where the contour costs most, and rounding beyond
     shown = ~modes.is_null
     assert (modes.errors[shown] <= 5e-12 * modes.eigenvalues[shown]).all()
-    np.testing.assert_allclose(found[100:], expected[100:], rtol=4e-15, atol=0)
+    np.testing.assert_allclose(found[100:], expected[100:], rtol=1.5e-14, atol=0)
 
 
 def exact_profile(q, angle, depth, bias, kind):
@@ -84,10 +84,16 @@ def exact_profile(q, angle, depth, bias, kind):
 
 @pytest.mark.parametrize(
     ("q", "depth", "bias", "kind"),
-    [(1, 2, 0, "ntk"), (2, 2, 0.1, "ntk"), (3, 3, 0, "ntk"), (3, 1, 0.01, "nngp"), (1.25, 2, 0, "ntk"), (1.5, 2, 0, "nngp")],
+    [
+        *[(1, 2, 0, "ntk"), (2, 2, 0.1, "ntk"), (3, 3, 0, "ntk"), (3, 1, 0.01, "nngp")],
+        *[(1.25, 2, 0, "ntk"), (1.5, 2, 0, "nngp")],
+    ],
 )
 def test_eigenvalues_against_quadrature_in_forty_digits(q, depth, bias, kind):
-    """Relative errors below the estimates, and these below 1e-11, from k = 0 to 61."""
+    """Relative errors below the estimates, and these below 1e-11, from k = 0 to 61.
+
+    With a small bias and one layer every other eigenvalue is small, and its error relative to that larger.
+    """
     rule = mpmath.calculus.quadrature.TanhSinh(mpmath.mp)
     with mpmath.workdps(40):
         level, precision = 6, 140
@@ -98,13 +104,14 @@ def test_eigenvalues_against_quadrature_in_forty_digits(q, depth, bias, kind):
         k = np.array([0, 1, 2, 3, 4, 7, 8, 13, 24, 40, 61])
         exact = [mpmath.fsum(term * mpmath.cos(int(n) * x) for x, term in terms) for n in k]
         modes = circle_eigenvalues(InfiniteWidthKernel("relu", q, depth, bias_variance=bias, kind=kind), 100)
-        errors = np.array([float(abs(mpmath.mpf(float(modes.eigenvalues[n])) - v)) for n, v in zip(k, exact, strict=True)])
+        found = [mpmath.mpf(float(modes.eigenvalues[n])) for n in k]
+        errors = np.array([float(abs(value - other)) for value, other in zip(found, exact, strict=True)])
     assert (errors <= modes.errors[k]).all()
-    assert (modes.errors <= 1e-11 * modes.eigenvalues).all()
+    assert (modes.errors <= (1e-11 if depth > 1 else 4e-11) * modes.eigenvalues).all()
 
 
 def test_two_layers_at_the_largest_frequencies():
-    """lambda_k k^2 = (3 + (-1)^k/2)/pi^2 + O(1/k^2) for the relu NTK with two layers: slopes 3/pi at 0, 1/(2 pi) at pi."""
+    """lambda_k k^2 = (3 + (-1)^k/2)/pi^2 + O(1/k^2), relu NTK of two layers: slopes 3/pi at 0 and 1/(2 pi) at pi."""
     modes = circle_eigenvalues(InfiniteWidthKernel("relu", depth=2), K_MAX)
     k = np.arange(50_000, K_MAX + 1)
     scaled = modes.eigenvalues[k] * k.astype(float) ** 2 * math.pi**2
@@ -114,7 +121,7 @@ def test_two_layers_at_the_largest_frequencies():
 @pytest.mark.parametrize(("q", "depth", "bias"), [(1, 2, 0.0), (2, 1, 0.2), (1.5, 3, 0.0), (0.75, 1, 0.0)])
 def test_gram_matrices_on_the_circle(q, depth, bias):
     """The Gram matrix of n equidistant points is circulant: its eigenvalues/n are sums over k, k + n, k - n, ..."""
-    n = 50
+    n = 51
     angle = 2.0 * math.pi * np.arange(n) / n
     kernel = InfiniteWidthKernel("relu", q, depth, bias_variance=bias)
     gram = kernel(math.sqrt(2.0) * np.stack([np.cos(angle), np.sin(angle)], axis=1))
@@ -122,15 +129,15 @@ def test_gram_matrices_on_the_circle(q, depth, bias):
     both = np.concatenate([modes.eigenvalues[:0:-1], modes.eigenvalues])
     frequency = np.arange(-K_MAX, K_MAX + 1)
     folded = np.bincount(frequency % n, both, minlength=n)
-    # What lies beyond k_max is shared by all residues alike, to 1/k_max.
+    # What lies beyond k_max is shared by all residues alike, to n/k_max; n is odd, or they would see one parity each.
     folded += modes.tail / n
-    atol = 1e-14 * gram[0, 0] + 1e-3 * modes.tail / n
+    atol = 1e-14 * gram[0, 0] + 2e-3 * modes.tail / n
     np.testing.assert_allclose(np.linalg.eigvalsh(gram) / n, np.sort(folded), rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("q", [1, 2, 3])
 def test_null_modes_are_those_of_a_fourier_transform(q):
-    """One layer: null modes at odd k >= 3, even k >= 4, odd k >= 5 (q = 1, 2, 3); none with a bias or a second layer."""
+    """One layer: odd k >= 3, even k >= 4, odd k >= 5 for q = 1, 2, 3; none with a bias or a second layer."""
     first = {1: 3, 2: 4, 3: 5}[q]
     for kind in ("ntk", "nngp"):
         kernel = InfiniteWidthKernel("relu", q, kind=kind)
@@ -139,8 +146,8 @@ def test_null_modes_are_those_of_a_fourier_transform(q):
         assert (modes.eigenvalues[modes.is_null] == 0.0).all()
         values = np.fft.rfft(kernel.angular_profile(2.0 * math.pi * np.arange(4096) / 4096)).real / 4096
         # Rounding, against 1e-9 and more of the modes that are there (aliases of a parity are of that parity)
-        assert np.abs(values[: 41][modes.is_null]).max() < 1e-15
-        assert values[: 41][~modes.is_null].min() > 1e-12
+        assert np.abs(values[:41][modes.is_null]).max() < 1e-15
+        assert values[:41][~modes.is_null].min() > 1e-12
         for other in ({"bias_variance": 0.1}, {"depth": 2}):
             assert not circle_eigenvalues(InfiniteWidthKernel("relu", q, kind=kind, **other), 40).is_null.any()
     # Other powers are of no parity.
@@ -193,7 +200,7 @@ def test_trace(q, depth, bias):
     mean = modes.eigenvalues[-200:].mean()
     tail = 2.0 * mean * K_MAX / (2.0 * q - 1.0)
     # One part in K_MAX for the end of the sum, rounding of the trace, and slow corrections k^-(2q - 1) for q = 0.8
-    assert abs(modes.tail - tail) < (0.05 if q < 1 else 3e-3) * tail + 1e-14 * modes.trace
+    assert abs(modes.tail - tail) < (0.05 if q < 1 else 3e-3) * tail + 3e-14 * modes.trace
 
 
 @pytest.mark.parametrize(("q", "depth"), [(1, 1), (1, 2), (2, 2), (3, 2), (1.5, 3)])
@@ -232,9 +239,8 @@ def test_tasks_of_the_circle():
     assert plain.target_power[third] == pytest.approx((y * math.sqrt(2.0) * np.cos(3 * theta)).mean() ** 2, rel=1e-12)
     assert plain.n_modes == 501
     assert circle_spectrum(InfiniteWidthKernel("relu", 1, 2), 1.0, 500) == spectrum
-    assert circle_spectrum(InfiniteWidthKernel("relu", 1, 2), 1.0, 500, input_variance=2.0).eigenvalues[0] == pytest.approx(
-        2.0 * spectrum.eigenvalues[0], rel=1e-12
-    )
+    wider = circle_spectrum(InfiniteWidthKernel("relu", 1, 2), 1.0, 500, input_variance=2.0)
+    assert wider.eigenvalues[0] == pytest.approx(2.0 * spectrum.eigenvalues[0], rel=1e-12)
 
 
 def test_null_modes_are_left_out_of_tasks(caplog):
@@ -283,7 +289,7 @@ def test_what_is_refused():
         (lambda: modes.spectrum(0.5), ValueError, "target_exponent"),
         (lambda: modes.spectrum(1.0, mean_square=0.0), ValueError, "mean_square"),
         (lambda: modes.measured_exponent(8, 10), ValueError, "four resolved"),
-        (lambda: circle_eigenvalues(lambda t: 1.0 + 0.0 * t, 10).spectrum(1.0), ScalefieldError, "nothing can be learned"),
+        (lambda: circle_eigenvalues(lambda t: 1.0 + 0.0 * t, 10).spectrum(1.0), ScalefieldError, "nothing can be"),
     ):
         with pytest.raises(error, match=match):
             call()

@@ -605,7 +605,8 @@ def _by_contour(relu: _Relu, height: float, first: int, last: int) -> tuple[Arra
             damping = np.exp(-k * shift)
             values[here] += sign * damping * part
             total += damping * size / math.pi
-        errors[here] = 8.0 * relu.depth * EPSILON * total
+        # Sums over nodes and the interpolation: measured up to 8e-15 for one layer
+        errors[here] = 40.0 * relu.depth * EPSILON * total
         if start * height < LAST:
             x, weights = _across(max(stop, 16))
             w: Complex = np.asarray(relu.share * np.sin(0.5 * _complex(x, height)) ** 2, dtype=np.complex128)
@@ -632,7 +633,7 @@ def _laplace(k: Array, u: Array, terms: Array, power: float) -> tuple[Array, Arr
     transform[0] *= 0.5
     logs = np.log(k)
     curve = np.polynomial.chebyshev.chebval((2.0 * logs - low - high) / (high - low), transform @ scaled)
-    sums = curve * np.exp(-(power + 1.0) * logs)
+    sums = curve * k ** -(power + 1.0)
     return sums[0], sums[1]
 
 
