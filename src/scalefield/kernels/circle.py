@@ -53,7 +53,7 @@ AGREEMENT = 1e-13
 # e^-45 = 3e-20 is nothing.
 LAST = 45.0
 # Points of the interpolation within an octave of frequencies.
-OCTAVE_POINTS = 24
+OCTAVE_POINTS = 18
 # Series on the contour are used up to |w| = 0.86 and need that many terms; beyond, the height is too large.
 TERMS, LARGEST = 240, 0.86
 
