@@ -50,8 +50,8 @@ EPSILON = 2.0**-52
 # Heights of the contour that are tried, until two in a row agree.
 HEIGHTS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.125, 0.09, 0.0625)
 AGREEMENT = 1e-13
-# e^-45 = 3e-20 is nothing.
-LAST = 45.0
+# e^-64 = 2e-28 is nothing, even beside eigenvalues of k^-8 at k = 64 and more.
+LAST = 64.0
 # Points of the interpolation within an octave of frequencies.
 OCTAVE_POINTS = 18
 # Series on the contour are used up to |w| = 0.86 and need that many terms; beyond, the height is too large.
