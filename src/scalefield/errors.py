@@ -12,9 +12,11 @@ __all__ = [
     "AccuracyWarning",
     "BackendUnavailableError",
     "CheckpointWarning",
+    "DatasetError",
     "DivergenceError",
     "InsufficientMemoryError",
     "Interrupted",
+    "KernelWarning",
     "ScalefieldError",
     "SpectrumFileError",
     "StabilityWarning",
@@ -85,12 +87,20 @@ class SweepError(ScalefieldError, RuntimeError):
         self.partial = partial
 
 
+class DatasetError(ScalefieldError, ValueError):
+    """A file of images cannot be read, or holds something else; the message names the file and array."""
+
+
 class StabilityWarning(UserWarning):
     """The learning rate exceeds the stability bound of the lazy dynamics."""
 
 
 class AccuracyWarning(UserWarning):
     """The accuracy asked for is out of reach; the message says what was reached."""
+
+
+class KernelWarning(UserWarning):
+    """A kernel matrix is not quite one, or its spectrum no power law; the message says how far and what was done."""
 
 
 class CheckpointWarning(UserWarning):

@@ -11,11 +11,14 @@ from scalefield.dmft.solution import DMFTSolution
 from scalefield.flow import FlowSolution
 from scalefield.model import Model
 from scalefield.simulation.result import Simulation
+from scalefield.spectrum import Spectrum
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["loss_curves"]
+    from scalefield.kernels.source_capacity import SourceCapacityFit
+
+__all__ = ["loss_curves", "spectrum_fit"]
 
 # Okabe-Ito colours: distinct in print and for colour-blind readers; black is the theory's.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -124,6 +127,86 @@ def loss_curves(*solutions: DMFTSolution | FlowSolution | Simulation, ax: Axes |
     ax.grid(True, which="major", linewidth=0.4, alpha=0.5)
     ax.legend(frameon=False)
     return ax
+
+
+def spectrum_fit(
+    spectrum: Spectrum, fit: SourceCapacityFit | None = None, axes: tuple[Axes, Axes] | None = None
+) -> tuple[Axes, Axes]:
+    """Draw eigenvalues and the target's tail sums against the mode, with the fitted power laws over their window.
+
+    Parameters
+    ----------
+    spectrum : Spectrum
+        Measured, or any other list of modes.
+    fit : SourceCapacityFit, optional
+        What `kernels.fit_source_capacity` returned; no lines if None.
+    axes : pair of matplotlib Axes, optional
+        Where to draw; a new figure if None.
+
+    Returns
+    -------
+    pair of matplotlib.axes.Axes
+        Of eigenvalues and of tail sums. Fits are dashed black within the window, dotted beyond it; legends tell the
+        exponents with their intervals.
+
+    Raises
+    ------
+    TypeError
+        If spectrum is not a Spectrum.
+
+    Examples
+    --------
+    >>> import matplotlib; matplotlib.use("Agg")
+    >>> import scalefield as sf
+    >>> spectrum = sf.datasets.digits_spectrum()
+    >>> axes = sf.plot.spectrum_fit(spectrum, sf.kernels.fit_source_capacity(spectrum))
+    >>> axes[0].get_ylabel()
+    'eigenvalue'
+    """
+    if not isinstance(spectrum, Spectrum):
+        raise TypeError(f"spectrum must be a Spectrum, got {spectrum!r} of type {type(spectrum).__name__}")
+    if axes is None:
+        import matplotlib.pyplot as plt
+
+        axes = tuple(plt.subplots(1, 2, figsize=(8.4, 3.6), layout="constrained")[1])
+    left, right = axes
+    # A mode that stands for what is never learned is none of the kernel's.
+    shown = spectrum.eigenvalues > 2e-30 * spectrum.eigenvalues[0]
+    eigenvalues, power = spectrum.eigenvalues[shown], spectrum.target_power[shown]
+    k = np.arange(1, eigenvalues.size + 1)
+    left.plot(k, eigenvalues, color=_COLOURS[0], linewidth=1.6, label="measured")
+    # sum over l > k
+    tail = spectrum.total_target_power - np.cumsum(power)
+    # The last modes hold next to nothing and would take most of the axis.
+    visible = tail >= max(0.3 * tail[int(0.95 * (k.size - 1))], 1e-12 * spectrum.total_target_power)
+    right.plot(k[visible], tail[visible], color=_COLOURS[1], linewidth=1.6, label="measured")
+    if fit is not None:
+        first, last = fit.window
+        inside = np.arange(max(first, 1), last + 1)
+        (low, high), (least, most) = fit.alpha_interval, fit.alpha_beta_interval
+        label = rf"$k^{{-\alpha}}$, $\alpha = {fit.alpha:.3g}$ [{low:.3g}, {high:.3g}]"
+        left.plot(inside, fit.eigenvalues(inside.astype(float)), "--", color="black", linewidth=1.4, label=label)
+        further = np.arange(max(first, 1) if fit.n_samples else last, min(10 * last, int(k[-1])) + 1).astype(float)
+        label = f"without the shift of {fit.n_samples} samples" if fit.n_samples else "_continued"
+        law = fit.eigenvalue_prefactor * further**-fit.alpha
+        left.plot(further, law, ":", color="black", linewidth=1.1, label=label)
+        # The tail sum at the window's end is measured; the fit tells how it is reached.
+        within = np.arange(max(first, 1) + 1, last + 1)
+        after = np.append(np.cumsum(fit.target_power(within.astype(float))[::-1])[::-1], 0.0)
+        label = rf"$k^{{-\alpha\beta}}$, $\alpha\beta = {fit.alpha_beta:.3g}$ [{least:.3g}, {most:.3g}]"
+        right.plot(inside, tail[last - 1] + after, "--", color="black", linewidth=1.4, label=label)
+    for ax, name in ((left, "eigenvalue"), (right, "target power beyond mode $k$")):
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        ax.set_xlim(1, max(float(k[-1]), 2.0))
+        ax.set_xlabel("mode $k$")
+        ax.set_ylabel(name)
+        ax.grid(True, which="major", linewidth=0.4, alpha=0.5)
+        if fit is not None:
+            ax.axvspan(max(fit.window[0], 1), fit.window[1], color="0.9", zorder=0, linewidth=0, label="window")
+        ax.legend(frameon=False, fontsize="small", loc="lower left")
+        _label_decades(ax)
+    return left, right
 
 
 def _curve(solution: Any, flow_alone: bool) -> tuple[Any, Any]:

@@ -8,15 +8,18 @@ import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from scalefield._files import atomic_write
 from scalefield._validate import as_count, as_float, as_vector
 from scalefield.errors import SpectrumFileError
 from scalefield.quadrature import SpectralNodes, check_quadrature_arguments, exact_nodes, power_law_nodes
+
+if TYPE_CHECKING:
+    from scalefield.kernels.from_kernel import KernelSpectrum
 
 __all__ = ["PowerLawSpectrum", "Spectrum", "Task"]
 
@@ -348,6 +351,89 @@ class Spectrum(Task):
             return cls(eigenvalues, coefficients)
         except (TypeError, ValueError) as error:
             raise SpectrumFileError(f"{name}: {error}") from error
+
+    @classmethod
+    def from_kernel(
+        cls, K: ArrayLike, y: ArrayLike, *, center: bool = True, normalize: bool = False, n_modes: int | None = None
+    ) -> KernelSpectrum:
+        r"""Measure the spectrum of a kernel on data, and a target's coefficients in its eigenbasis.
+
+        .. math::
+            K/n = U \mathrm{diag}(\lambda) U^T, \qquad \lambda_k w_k^{*2} = \frac{1}{n} \sum_c (U^T y_c)_k^2,
+            \qquad w^*_k \ge 0
+
+        so that the features psi_k = sqrt(n lambda_k) U_k have variance lambda_k over the n samples, and the target
+        is sum_k w*_k psi_k.
+
+        Parameters
+        ----------
+        K : array_like, shape (n, n)
+            Gram matrix K(x_mu, x_nu), symmetric and positive semidefinite, of any real dtype; a mapped file
+            (numpy.memmap) serves as well.
+        y : array_like, shape (n,) or (n, outputs)
+            Target. The power of several outputs is summed: losses of outputs that share a kernel add up. At gamma = 0
+            that is exact; in rich training the outputs share the kernel's growth, as one target of the same power
+            would.
+        center : bool
+            Centre kernel and target over the samples, H K H with H = I - 1 1^T/n, and y less its mean (default): the
+            model's features have mean 0. The constant mode is then null.
+        normalize : bool
+            Divide eigenvalues by the largest and multiply coefficients by its square root (default False): the unit of
+            learning rate x steps changes, the target does not.
+        n_modes : int, optional
+            Leading modes to compute, by Lanczos; all by default up to n = 10,000, and 500 beyond.
+
+        Returns
+        -------
+        KernelSpectrum
+            A Spectrum that also tells n_samples, scale, rank and tail. Modes that are not computed are represented:
+            their number and the sum of their eigenvalues are exact and follow a power law, and the target's power on
+            them sits on the nodes of Gauss rules, exact for polynomials of degree 95. `tail_bias` and `resolved_time`
+            say what that leaves open.
+
+        Warns
+        -----
+        KernelWarning
+            For entries that differ from their mirror images by more than 1e-6 of the largest ((K + K^T)/2 is used),
+            eigenvalues that are negative beyond rounding (set to 0), and target power beyond 1e-6 outside the range of
+            a kernel of lower rank (kept as a mode that is never learned).
+
+        Raises
+        ------
+        TypeError
+            If K or y are not arrays of real numbers.
+        ValueError
+            For NaN or infinite entries, shapes that do not agree, a target that is constant (0 without centring), an
+            asymmetry beyond 1e-2, or negative eigenvalues beyond 1e-2 of the sum of absolute ones.
+        InsufficientMemoryError
+            If the matrices do not fit.
+
+        Notes
+        -----
+        Dense: 4/3 n^3 operations and two matrices of memory, since eigenvectors of K are not formed; n = 4,000 takes
+        about half as long as ``scipy.linalg.eigh``. Lanczos: some 3 n_modes products with K. Eigenvalues are right to
+        the rounding of K times the largest, and their last digits depend on the LAPACK library and its threads.
+
+        The expectation is over these n samples. Of the distribution they come from, the sum of eigenvalues is
+        estimated without bias, but mode k is off by about k/n: see `kernels.fit_source_capacity`, which corrects
+        exponents for it.
+
+        References
+        ----------
+        Bordelon, Atanasov & Pehlevan, arXiv:2409.17858, Sec. 5, App. A; theory sections 1 and 11.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import scalefield as sf
+        >>> features = np.random.default_rng(0).standard_normal((200, 300)) * np.arange(1, 301) ** -0.75
+        >>> spectrum = sf.Spectrum.from_kernel(features @ features.T, features[:, :20].sum(axis=1))
+        >>> spectrum.n_modes, spectrum.n_samples
+        (199, 200)
+        """
+        from scalefield.kernels.from_kernel import spectrum_from_kernel
+
+        return spectrum_from_kernel(K, y, center=center, normalize=normalize, n_modes=n_modes)
 
 
 def _file_kind(path: str | os.PathLike[str]) -> str:

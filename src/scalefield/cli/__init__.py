@@ -11,6 +11,7 @@ import click
 from scalefield import __version__
 from scalefield.cli.curve import curve
 from scalefield.cli.figure import figure
+from scalefield.cli.kernel import kernel
 from scalefield.errors import ScalefieldError
 
 __all__ = ["commands", "main"]
@@ -24,6 +25,7 @@ def commands() -> None:
 
 commands.add_command(curve)
 commands.add_command(figure)
+commands.add_command(kernel)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
