@@ -294,3 +294,18 @@ def test_what_is_refused():
         with pytest.raises(error, match=match):
             call()
     assert circle_eigenvalues(np.cos, 10).capacity_exponent is None
+
+
+def test_figure_7(tmp_path):
+    """Exponents of every power and depth within 0.1% of 2 q; the .csv holds what was computed."""
+    data = sf.figures.write("7", tmp_path, quick=True)
+    assert {curve.parameters["power"] for curve in data.exponents()} == {1, 2, 3}
+    for curve in data.exponents():
+        assert curve.predicted_exponent == 2 * curve.parameters["power"]
+        assert curve.measured_exponent == pytest.approx(curve.predicted_exponent, rel=1e-3)
+        kernel = InfiniteWidthKernel("relu", curve.parameters["power"], curve.parameters["depth"])
+        modes = circle_eigenvalues(kernel, 100)
+        shown = curve.x <= 100
+        np.testing.assert_allclose(curve.y[shown], modes.eigenvalues[curve.x[shown].astype(int)], rtol=1e-12, atol=0)
+    assert (tmp_path / "figure-7.png").stat().st_size > 10_000
+    assert (tmp_path / "figure-7.csv").read_text().count("\n") > 500

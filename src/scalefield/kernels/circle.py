@@ -301,7 +301,7 @@ def circle_eigenvalues(
     -----
     relu^q, any q, depth and bias: by contour, at a relative error of 1e-12 or better at all k (`errors` tells; where
     a small bias leaves eigenvalues that are nearly null, it is relative to their neighbours), in O(k_max) operations,
-    0.1 s for k to 1e5. Everything else by FFT: an absolute error of about 1e-17 K(0) in closed forms, 1e-13 for
+    0.2 s for k to 1e5. Everything else by FFT: an absolute error of about 1e-17 K(0) in closed forms, 1e-13 for
     tabulated activations, plus aliasing where K is not smooth, estimated from half the points.
 
     One hidden layer without a bias has null modes: relu^q, q integer, is a polynomial of degree q and parity (-1)^q
