@@ -4,9 +4,12 @@ Exact dynamical mean-field theory and stochastic simulation of the model of Bord
 "How Feature Learning Can Improve Neural Scaling Laws" (arXiv:2409.17858).
 """
 
+import importlib as _importlib
 from importlib.metadata import version as _version
+from types import ModuleType as _ModuleType
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
-from scalefield import datasets, errors, figures, kernels, plot, scaling
+from scalefield import datasets, errors
 from scalefield.contour import ContourMeasure
 from scalefield.dmft import DMFTSolution, solve_dmft
 from scalefield.flow import FlowSolution, solve_gradient_flow
@@ -44,3 +47,19 @@ __all__ = [
 ]
 
 __version__ = _version("scalefield")
+
+if _TYPE_CHECKING:
+    from scalefield import figures, kernels, plot, scaling
+
+# Rooms that are opened on first use, so that the import stays light.
+_LAZY = frozenset({"figures", "kernels", "plot", "scaling"})
+
+
+def __getattr__(name: str) -> _ModuleType:
+    if name in _LAZY:
+        return _importlib.import_module(f"scalefield.{name}")
+    raise AttributeError(f"module 'scalefield' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
