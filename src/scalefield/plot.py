@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["loss_curves", "spectrum_fit"]
 
 # Okabe-Ito colours: distinct in print and for colour-blind readers; black is the theory's.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _SYMBOLS = {
     "width": "N",
     "gamma": r"\gamma",
@@ -90,7 +90,7 @@ def loss_curves(*solutions: DMFTSolution | FlowSolution | Simulation, ax: Axes |
     flow_alone = all(isinstance(solution, FlowSolution) for solution in solutions)
     theories = []
     for solution in solutions:
-        colour = _COLOURS[models.index(solution.model) % len(_COLOURS)]
+        colour = COLOURS[models.index(solution.model) % len(COLOURS)]
         parameters = _differing_parameters(solution.model, models)
         if isinstance(solution, Simulation):
             _draw_simulation(ax, solution, colour, parameters)
@@ -174,12 +174,12 @@ def spectrum_fit(
     shown = spectrum.eigenvalues > 2e-30 * spectrum.eigenvalues[0]
     eigenvalues, power = spectrum.eigenvalues[shown], spectrum.target_power[shown]
     k = np.arange(1, eigenvalues.size + 1)
-    left.plot(k, eigenvalues, color=_COLOURS[0], linewidth=1.6, label="measured")
+    left.plot(k, eigenvalues, color=COLOURS[0], linewidth=1.6, label="measured")
     # sum over l > k
     tail = spectrum.total_target_power - np.cumsum(power)
     # The last modes hold next to nothing and would take most of the axis.
     visible = tail >= max(0.3 * tail[int(0.95 * (k.size - 1))], 1e-12 * spectrum.total_target_power)
-    right.plot(k[visible], tail[visible], color=_COLOURS[1], linewidth=1.6, label="measured")
+    right.plot(k[visible], tail[visible], color=COLOURS[1], linewidth=1.6, label="measured")
     if fit is not None:
         first, last = fit.window
         inside = np.arange(max(first, 1), last + 1)

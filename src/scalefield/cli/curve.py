@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import math
-import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +12,7 @@ import numpy as np
 
 from scalefield import datasets
 from scalefield._files import atomic_write, write_archive
-from scalefield._progress import Progress
+from scalefield.cli._console import SizeOrInfinity, make_folder, progress_bars, tell_warnings
 from scalefield.dmft import DMFTSolution, solve_dmft
 from scalefield.errors import Interrupted
 from scalefield.model import Model
@@ -26,31 +22,10 @@ from scalefield.spectrum import PowerLawSpectrum, Spectrum, Task
 if TYPE_CHECKING:
     from rich.console import Console
 
-    _FloatType = click.ParamType[float]
-else:
-    # Not generic at run time in every supported version.
-    _FloatType = click.ParamType
 
 __all__ = ["curve"]
 
 _DEFAULT_MODES = 4096
-
-
-class _SizeOrInfinity(_FloatType):
-    """A positive integer, or inf."""
-
-    name = "integer|inf"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        """Return an int, or math.inf."""
-        if isinstance(value, (int, float)):
-            return value
-        if value.strip().lower() in ("inf", "infinity"):
-            return math.inf
-        try:
-            return int(value)
-        except ValueError:
-            self.fail(f"{value!r} is neither an integer nor inf", param, ctx)
 
 
 @click.command()
@@ -59,20 +34,20 @@ class _SizeOrInfinity(_FloatType):
 @click.option("--beta", type=float, help="Source exponent of a power-law task.")
 @click.option(
     "--modes",
-    type=_SizeOrInfinity(),
+    type=SizeOrInfinity(),
     help=f"Modes of the power law, or inf (theory only).  [default: {_DEFAULT_MODES}]",
 )
-@click.option("--width", type=_SizeOrInfinity(), default=64, show_default=True, help="Features N, or inf.")
+@click.option("--width", type=SizeOrInfinity(), default=64, show_default=True, help="Features N, or inf.")
 @click.option("--gamma", type=float, default=1.0, show_default=True, help="Richness; 0 is lazy.")
 @click.option("--learning-rate", type=float, default=0.1, show_default=True, help="Learning rate.")
 @click.option(
     "--batch-size",
-    type=_SizeOrInfinity(),
+    type=SizeOrInfinity(),
     help="Samples a step, or inf.  [default: 32; with --samples inf: all of them]",
 )
 @click.option(
     "--samples",
-    type=_SizeOrInfinity(),
+    type=SizeOrInfinity(),
     default=math.inf,
     help="Size of a data set that every step reuses: train and test loss.  [default: inf, fresh samples]",
 )
@@ -134,10 +109,7 @@ def curve(
     if runs and spectrum.n_modes is None and (math.isinf(width) or model.is_offline):
         where = "at infinite width" if math.isinf(width) else "with a data set"
         raise ValueError(f"runs must be 0 for infinitely many modes {where}: give --runs 0 or --modes M")
-    out.mkdir(parents=True, exist_ok=True)
-    # Found out now, not when there are results to lose.
-    if not os.access(out, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, "cannot write into this folder", str(out))
+    make_folder(out)
 
     console, errors = Console(), Console(stderr=True)
     theory: DMFTSolution | None
@@ -145,7 +117,7 @@ def curve(
     interrupted = False
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        with _progress_bars(errors) as bar:
+        with progress_bars(errors) as bar:
             try:
                 theory = solve_dmft(model, steps, "two-time", progress=bar("theory", steps))
             except Interrupted as stop:
@@ -157,8 +129,7 @@ def curve(
                     )
                 except Interrupted as stop:
                     simulation, interrupted = stop.partial, True
-    for message in dict.fromkeys(str(item.message) for item in caught):
-        errors.print(f"scalefield: warning: {message}", soft_wrap=True, highlight=False, markup=False)
+    tell_warnings(errors, caught)
     if theory is None:
         raise KeyboardInterrupt
 
@@ -194,31 +165,6 @@ def _task(source: str | None, alpha: float | None, beta: float | None, modes: fl
     if modes == math.inf:
         return PowerLawSpectrum(alpha, beta)
     return PowerLawSpectrum(alpha, beta, _DEFAULT_MODES if modes is None else int(modes))
-
-
-@contextmanager
-def _progress_bars(console: Console) -> Iterator[Any]:
-    """A factory of progress callbacks, each with a bar of its own on `console`."""
-    from rich import progress
-
-    columns = (
-        progress.TextColumn("{task.description:<22}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TimeElapsedColumn(),
-        progress.TimeRemainingColumn(),
-    )
-    with progress.Progress(*columns, console=console, transient=False, disable=not console.is_terminal) as bars:
-
-        def bar(description: str, total: int) -> Progress:
-            task = bars.add_task(description, total=total)
-
-            def report(done: int, total: int) -> None:
-                bars.update(task, completed=done, total=total)
-
-            return report
-
-        yield bar
 
 
 def _columns(theory: DMFTSolution, simulation: Simulation | None) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import time
 import warnings
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from scalefield import figures
-from scalefield.cli.curve import _progress_bars
+from scalefield.cli._console import make_folder, progress_bars, tell_warnings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,10 +51,7 @@ def figure(names: tuple[str, ...], out: Path, quick: bool, seed: int) -> int:
     if seed < 0:
         raise ValueError(f"seed must be an integer of at least 0, got {seed}")
     wanted = list(figures.FIGURES) if "all" in names else list(dict.fromkeys(names))
-    out.mkdir(parents=True, exist_ok=True)
-    # Found out now, not when there are results to lose.
-    if not os.access(out, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, "cannot write into this folder", str(out))
+    make_folder(out)
 
     console, errors = Console(), Console(stderr=True)
     finished: list[str] = []
@@ -65,14 +60,13 @@ def figure(names: tuple[str, ...], out: Path, quick: bool, seed: int) -> int:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                with _progress_bars(errors) as bar:
+                with progress_bars(errors) as bar:
                     data = figures.write(name, out, quick, seed, bar(f"figure {name}", 1))
             except KeyboardInterrupt:
                 told = f"; written before: {', '.join(finished)}" if finished else ""
                 errors.print(f"scalefield: interrupted in figure {name}{told}", soft_wrap=True, highlight=False)
                 return 130
-        for message in dict.fromkeys(str(item.message) for item in caught):
-            errors.print(f"scalefield: warning: {message}", soft_wrap=True, highlight=False, markup=False)
+        tell_warnings(errors, caught)
         finished.append(name)
         _print_table(console, data)
         console.print(

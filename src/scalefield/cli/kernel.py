@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import warnings
 import zipfile
 from pathlib import Path
@@ -14,7 +12,7 @@ import numpy as np
 
 from scalefield import datasets
 from scalefield._files import atomic_write
-from scalefield.cli.curve import _SizeOrInfinity
+from scalefield.cli._console import SizeOrInfinity, make_folder, tell_warnings
 from scalefield.errors import SpectrumFileError
 from scalefield.spectrum import Spectrum
 
@@ -55,7 +53,7 @@ _MODES = ("eigenvalues", "target_coefficients")
     help="Whether power beyond the window counts.",
 )
 @click.option("--gamma", type=float, default=1.0, show_default=True, help="Richness of the rich curve.")
-@click.option("--width", type=_SizeOrInfinity(), default="inf", show_default=True, help="Width of both curves.")
+@click.option("--width", type=SizeOrInfinity(), default="inf", show_default=True, help="Width of both curves.")
 @click.option("--budget", "budgets", type=float, multiple=True, help="Compute N t to spend best; may be repeated.")
 @click.option("--learning-rate", type=float, default=0.1, show_default=True, help="Of the budgets.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the images drawn.")
@@ -67,7 +65,7 @@ _MODES = ("eigenvalues", "target_coefficients")
     help="Folder for spectrum.npz, .csv and .png, curves.csv and .png; made if absent.",
 )
 def kernel(source: str, window: tuple[int, int] | None, budgets: tuple[float, ...], out: Path, **options: Any) -> int:
-    r"""Measure a kernel's spectrum on data, fit alpha and beta, and predict learning curves.
+    """Measure a kernel's spectrum on data, fit alpha and beta, and predict learning curves.
 
     The kernel is that of an infinitely wide network on the bundled handwritten digits (digits), on the circle (circle,
     in closed form) or on images drawn from FILE or FOLDER: CIFAR-5M parts, MNIST-1M or similar .npz, or a subfolder of
@@ -80,15 +78,12 @@ def kernel(source: str, window: tuple[int, int] | None, budgets: tuple[float, ..
       scalefield kernel circle --power 2 --target-exponent 1.5
       scalefield kernel my_gram.npz --gamma 5 --out mine
       scalefield kernel data/cifar5m --samples 4000 --depth 3
-    """
+    """  # noqa: D301
     from rich.console import Console
 
     from scalefield.kernels import predict
 
-    out.mkdir(parents=True, exist_ok=True)
-    # Found out now, not when there are results to lose.
-    if not os.access(out, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, "cannot write into this folder", str(out))
+    make_folder(out)
     console, errors = Console(), Console(stderr=True)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -103,8 +98,7 @@ def kernel(source: str, window: tuple[int, int] | None, budgets: tuple[float, ..
             budgets=sorted(set(budgets)) if budgets else None,
             learning_rate=options["learning_rate"],
         )
-    for message in dict.fromkeys(str(item.message) for item in caught):
-        errors.print(f"scalefield: warning: {message}", soft_wrap=True, highlight=False, markup=False)
+    tell_warnings(errors, caught)
     _write_curves(out / "curves.csv", prediction)
     _write_pictures(out, prediction)
     _print_table(console, description, prediction)

@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # One palette for all pictures of the package.
-from scalefield.plot import _COLOURS as COLOURS
-from scalefield.plot import BAND
+from scalefield.plot import BAND, COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
