@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 import scalefield as sf
 from reference_offline import DATA, DATA_NOISE, data_set, descend, lazy_losses, two_time_losses
-from reference_simulation import normals, stream_key
+from reference_simulation import initial_projection, normals, stream_key
 from scalefield import data_equivalent, offline_flow, realised_data
 from scalefield._flow_panels import replay
 from scalefield._native import data_set as native_data
@@ -105,7 +105,7 @@ def direct_measure(spectrum, width, n_samples, label_noise, seed):
     if math.isinf(width):
         features = np.eye(lam.size)
     else:
-        features = normals(stream_key(seed, 0), int(width), np.arange(lam.size), 0, 0) / math.sqrt(width)
+        features = initial_projection(seed, 0, int(width), lam.size).T / math.sqrt(width)
     residual = (psi @ target + label_noise * noise) / math.sqrt(n_samples)
     return lam, target, features, features.T @ psi.T / math.sqrt(n_samples), residual
 

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from scalefield._flow_panels import march_panels, replay
 from scalefield._measures import spectral_measure
 from scalefield._result import Result
+from scalefield._threads import single_threaded_blas
 from scalefield._validate import as_float, as_seed, as_vector
 from scalefield.contour import source_contour
 from scalefield.errors import AccuracyWarning
@@ -169,7 +170,8 @@ class FlowSolution(Result):
         last = float(self.times[-1])
         if times[-1] > last * (1.0 + 1e-14):
             raise ValueError(f"times must not exceed {last!r}, the last time solved for, got {float(times[-1])!r}")
-        return replace(self, times=times, **_record(self, np.minimum(times, last)))
+        with single_threaded_blas():
+            return replace(self, times=times, **_record(self, np.minimum(times, last)))
 
     def learned_fraction(self, s: ArrayLike) -> Array:
         """y_s(tau), the fraction of the target learned along spectral components of eigenvalue s.
@@ -285,18 +287,20 @@ def solve_gradient_flow(
         raise TypeError("projection must be 'average' or a seed, got None")
     else:
         seed = as_seed("projection", projection)
-    horizon = max(1.0, _effective_time(model, float(times[-1])))
-    if not model.is_offline:
-        fields = _solve_online(model, times, seed, horizon, rtol)
-    elif not math.isinf(model.batch_size):
-        raise NotImplementedError(
-            "gradient flow on a fixed data set takes all samples at once: batch_size must be inf where n_samples is "
-            f"finite, got {model.batch_size:g}"
-        )
-    elif seed is None:
-        fields = solve_average(model, times, horizon, rtol)
-    else:
-        fields = solve_realised(model, times, seed, rtol)
+    # Products are small: threads would cost more than they give.
+    with single_threaded_blas():
+        horizon = max(1.0, _effective_time(model, float(times[-1])))
+        if not model.is_offline:
+            fields = _solve_online(model, times, seed, horizon, rtol)
+        elif not math.isinf(model.batch_size):
+            raise NotImplementedError(
+                "gradient flow on a fixed data set takes all samples at once: batch_size must be inf where n_samples "
+                f"is finite, got {model.batch_size:g}"
+            )
+        elif seed is None:
+            fields = solve_average(model, times, horizon, rtol)
+        else:
+            fields = solve_realised(model, times, seed, rtol)
     if fields["quadrature_error"] > rtol:
         warnings.warn(
             f"rtol {rtol:g} is beyond reach of the spectral nodes here: about {fields['quadrature_error']:.1g} was "
@@ -314,7 +318,8 @@ def solve_gradient_flow(
         n_nodes=fields["source_eigenvalues"].size + fields["contour_eigenvalues"].size,
         **fields,
     )
-    return replace(solution, **_record(solution, times))
+    with single_threaded_blas():
+        return replace(solution, **_record(solution, times))
 
 
 class AveragedFlow:
