@@ -38,6 +38,7 @@ __all__ = [
     "figures",
     "kernels",
     "load_sweep",
+    "networks",
     "plot",
     "scaling",
     "simulate",
@@ -49,10 +50,10 @@ __all__ = [
 __version__ = _version("scalefield")
 
 if _TYPE_CHECKING:
-    from scalefield import figures, kernels, plot, scaling
+    from scalefield import figures, kernels, networks, plot, scaling
 
 # Rooms that are opened on first use, so that the import stays light.
-_LAZY = frozenset({"figures", "kernels", "plot", "scaling"})
+_LAZY = frozenset({"figures", "kernels", "networks", "plot", "scaling"})
 
 
 def __getattr__(name: str) -> _ModuleType:
