@@ -1,0 +1,1 @@
+"""Trained networks, lazy against rich: linear networks and what their kernels learn."""
