@@ -73,6 +73,8 @@ _ZERO = np.uint64(0)
 # Rows of a weight matrix whose gradient is held at a time, in the cache.
 _ROWS = 64
 _TWO_PI = 2.0 * math.pi
+# Zero has a logarithm then.
+_TINY = 1e-300
 
 
 @jit(float64(float64, vector), inline=True)
@@ -225,7 +227,7 @@ def evaluate_network(
             *[matrix.dtype[:, :, ::1]] * 2,  # phi, slope
             *[matrix] * 2,  # delta, product
             byte_vector,  # stop
-            float64[::1],  # loss
+            *[float64[::1]] * 2,  # loss, typical
         )
         for vector, matrix in precisions
     ]
@@ -256,6 +258,7 @@ def advance(
     product_out: Array,
     stop: NDArray[np.uint8],
     loss_out: Array,
+    typical_out: Array,
 ) -> tuple[int, int]:
     """Take steps t = t_first..t_last-1.
 
@@ -285,6 +288,8 @@ def advance(
         Set from another thread to end the call soon, between two steps.
     loss_out : array of float64
         loss_out[t - t_first] is the mean of e_b^2 over the batch of step t, before the step.
+    typical_out : array of float64
+        The same for exp of the mean of log e_b^2.
 
     Returns
     -------
@@ -307,15 +312,17 @@ def advance(
         forward(cosine_out, sine_out, first_out, hidden_out, power, constant, phi_out, slope_out)
         last = phi_out[depth - 1]
         np.dot(readout_out, last, residual_out)
-        loss = 0.0
+        loss, logarithm = 0.0, 0.0
         for b in range(size):
             # e = y - (F - F_0)
             output = residual_out[b] / (gamma * n) - _interpolate(theta_out[b], initial)
             residual = _series(theta_out[b], series) - output
             residual_out[b] = residual
             loss += residual * residual
+            logarithm += math.log(residual * residual + _TINY)
         loss /= size
         loss_out[t - t_first] = loss
+        typical_out[t - t_first] = math.exp(logarithm / size)
         if not loss <= threshold:
             return DIVERGED, t
         # delta^L = w phi' e ; w += (eta gamma/B) sum_b e phi
@@ -324,8 +331,8 @@ def advance(
             w = readout_out[i]
             for b in range(size):
                 slope[i, b] *= w * residual_out[b]
-        np.dot(last, residual_out, delta_out.ravel()[:n])
         moved = delta_out.ravel()
+        np.dot(last, residual_out, moved[:n])
         for i in range(n):
             readout_out[i] += gain * moved[i]
         delta = slope
@@ -346,11 +353,8 @@ def advance(
                     below[i, b] *= scale * delta_out[i, b]
             delta = below
         # W^0 += (eta gamma/B) sum_b delta^1 z
-        for i in range(n):
-            along, across = 0.0, 0.0
-            for b in range(size):
-                along += delta[i, b] * cosine_out[b]
-                across += delta[i, b] * sine_out[b]
-            first_out[i, 0] += gain * along
-            first_out[i, 1] += gain * across
+        for side in range(2):
+            np.dot(delta, cosine_out if side == 0 else sine_out, moved[:n])
+            for i in range(n):
+                first_out[i, side] += gain * moved[i]
     return OK, t_last

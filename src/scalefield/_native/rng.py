@@ -39,6 +39,12 @@ stream         value  counter                                 lane
                       of a batch is; (mu // 4, 1, epoch,
                       run), the key by which an epoch is
                       sorted
+`ANGLES`       12     (b // 4, 0, step, run) for the angle    b % 4
+                      of sample b, a word
+`NETWORK`      13     (j // 4, i, run, l), the weight of      j % 4
+                      unit i of layer l for the unit j
+                      below; the readout is unit 0 of the
+                      last layer
 =============  =====  ======================================  ==================
 
 Other features than Gaussian ones take one word each, word k % 4 of the same block: their sign is the word's highest
@@ -66,6 +72,7 @@ from numpy.typing import NDArray
 from scalefield._native.jit import float64, float64_pair, four_words, int64, jit, precisions, uint64, void
 
 __all__ = [
+    "ANGLES",
     "BATCHES",
     "DATA",
     "DATA_NOISE",
@@ -73,6 +80,7 @@ __all__ = [
     "GAUSSIAN",
     "GIVEN",
     "LABEL_NOISE",
+    "NETWORK",
     "PROBABILITY",
     "PROJECTION",
     "RADEMACHER",
@@ -96,6 +104,8 @@ TAIL = 5
 DATA = 6
 DATA_NOISE = 7
 BATCHES = 8
+ANGLES = 12
+NETWORK = 13
 
 # Kinds of features.
 GAUSSIAN = 0
