@@ -219,10 +219,13 @@ def evaluate_network(
             *[uint64] * 2,  # key
             *[float64] * 5,  # learning_rate .. threshold
             *[float64[::1]] * 2,  # series, initial
+            matrix,  # first_initial
+            matrix.dtype[:, :, ::1],  # hidden_initial
+            vector,  # readout_initial
             matrix,  # first
             matrix.dtype[:, :, ::1],  # hidden
             vector,  # readout
-            float64[::1],  # theta
+            *[float64[::1]] * 2,  # theta, target
             *[vector] * 3,  # cosine, sine, residual
             *[matrix.dtype[:, :, ::1]] * 2,  # phi, slope
             *[matrix] * 2,  # delta, product
@@ -245,10 +248,14 @@ def advance(
     threshold: float,
     series: Array,
     initial: Array,
+    first_initial: Array,
+    hidden_initial: Array,
+    readout_initial: Array,
     first_out: Array,
     hidden_out: Array,
     readout_out: Array,
     theta_out: Array,
+    target_out: Array,
     cosine_out: Array,
     sine_out: Array,
     residual_out: Array,
@@ -273,10 +280,12 @@ def advance(
     threshold : float
         A batch's loss above it (or nan) is a divergence.
     series, initial : array of float64
-        Spread coefficients of the target, and F_0 at equally spaced angles.
+        Spread coefficients of the target, and F_0 at equally spaced angles, or nothing.
+    first_initial, hidden_initial, readout_initial : array, shapes (N, 2), (L - 1, N, N), (N,)
+        Weights from which F_0 is computed where `initial` is empty; else they are not used and may be.
     first_out, hidden_out, readout_out : array, shapes (N, 2), (L - 1, N, N), (N,)
         State: W^0, W^l, w.
-    theta_out, cosine_out, sine_out, residual_out : array, shape (B,)
+    theta_out, target_out, cosine_out, sine_out, residual_out : array, shape (B,)
         Workspace.
     phi_out, slope_out : array, shape (L, N, B)
         Workspace.
@@ -309,14 +318,22 @@ def advance(
             theta_out[b] *= _TWO_PI
             cosine_out[b] = math.cos(theta_out[b])
             sine_out[b] = math.sin(theta_out[b])
-        forward(cosine_out, sine_out, first_out, hidden_out, power, constant, phi_out, slope_out)
         last = phi_out[depth - 1]
+        # y + F_0
+        if initial.size > 0:
+            for b in range(size):
+                target_out[b] = _series(theta_out[b], series) + _interpolate(theta_out[b], initial)
+        else:
+            forward(cosine_out, sine_out, first_initial, hidden_initial, power, constant, phi_out, slope_out)
+            np.dot(readout_initial, last, residual_out)
+            for b in range(size):
+                target_out[b] = _series(theta_out[b], series) + residual_out[b] / (gamma * n)
+        forward(cosine_out, sine_out, first_out, hidden_out, power, constant, phi_out, slope_out)
         np.dot(readout_out, last, residual_out)
         loss, logarithm = 0.0, 0.0
         for b in range(size):
             # e = y - (F - F_0)
-            output = residual_out[b] / (gamma * n) - _interpolate(theta_out[b], initial)
-            residual = _series(theta_out[b], series) - output
+            residual = target_out[b] - residual_out[b] / (gamma * n)
             residual_out[b] = residual
             loss += residual * residual
             logarithm += math.log(residual * residual + _TINY)

@@ -44,8 +44,9 @@ _DTYPES = ("float64", "float32")
 # Log-spaced steps whose loss, and whose kernel, is recorded beside step 0.
 _LOG_STEPS = 60
 _KERNEL_STEPS = 12
-# Equally spaced angles at which F_0 is held, for interpolation.
-_TABLE = 2**14
+# Equally spaced angles at which F_0 is held, for interpolation; where gamma N is smaller than this, its error of about
+# 1e-4/(gamma N) is too large and F_0 is computed at every sample.
+_TABLE, _TABULATED = 2**14, 100.0
 # Samples of one product where networks are evaluated on a grid.
 _COLUMNS = 256
 # A batch's loss above this many times the target's power is a divergence.
@@ -539,10 +540,15 @@ class _Plan:
         return float((2.0 ** (q - 1.0) * gamma_function(q + 0.5) / math.sqrt(math.pi)) ** -0.5)
 
     @property
+    def is_tabulated(self) -> bool:
+        """Whether F_0 is interpolated."""
+        return self.gamma * self.width >= _TABULATED
+
+    @property
     def bytes_per_run(self) -> int:
         size = 4 if self.dtype == "float32" else 8
         columns = self.batch_size + _COLUMNS
-        weights = (self.depth - 1) * self.width**2
+        weights = (1 if self.is_tabulated else 2) * (self.depth - 1) * self.width**2
         kernel = 6 * 8 * self.kernel_points * (self.width + self.kernel_points) * self.depth
         return size * (weights + (2 * self.depth + 1) * self.width * columns) + 8 * (_TABLE + self.n_test) + kernel
 
@@ -574,10 +580,13 @@ class _Worker:
         self.first = np.empty((n, 2), dtype)
         self.hidden = np.empty((depth - 1, n, n), dtype)
         self.readout = np.empty(n, dtype)
-        self.initial = np.zeros(_TABLE)
+        self.initial = np.zeros(_TABLE if plan.is_tabulated else 0)
+        self.first_initial = np.empty((0, 2), dtype)
+        self.hidden_initial = np.empty((0, 0, 0), dtype)
+        self.readout_initial = np.empty(0, dtype)
         self.initial_test = np.zeros(plan.n_test)
         self.batch = (
-            np.empty(size),
+            *(np.empty(size) for _ in range(2)),
             *(np.empty(size, dtype) for _ in range(3)),
             *(np.empty((depth, n, size), dtype) for _ in range(2)),
             # Also for products of matrices and vectors, of n entries.
@@ -592,7 +601,7 @@ class _Worker:
         self.test_angles = 2.0 * math.pi / plan.n_test * np.arange(plan.n_test)
 
     def start(self, run: int) -> bool:
-        """Draw the weights and tabulate F_0; False if stopped."""
+        """Draw the weights and make F_0; False if stopped."""
         rng = self.rng
         key = rng.stream_key(self.plan.seed, rng.NETWORK)
         word, zero = np.uint64(run), np.uint64(0)
@@ -600,9 +609,13 @@ class _Worker:
         for layer, weights in enumerate(layers):
             for unit, row in enumerate(weights):
                 rng.fill_normals(*key, np.uint64(unit), word, np.uint64(layer), zero, row)
-        return self.evaluate(2.0 * math.pi / _TABLE * np.arange(_TABLE), self.initial) and self.evaluate(
-            self.test_angles, self.initial_test
-        )
+        if not self.evaluate(self.test_angles, self.initial_test):
+            return False
+        if self.plan.is_tabulated:
+            return self.evaluate(2.0 * math.pi / _TABLE * np.arange(_TABLE), self.initial)
+        weights = self.first, self.hidden, self.readout
+        self.first_initial, self.hidden_initial, self.readout_initial = (array.copy() for array in weights)
+        return True
 
     def evaluate(self, theta: Array, values_out: Array) -> bool:
         """F, without F_0; False if stopped."""
@@ -651,8 +664,8 @@ class _Worker:
         plan = self.plan
         status, step = self.native.advance(
             t_first, t_last, run, *self.angles_key, plan.learning_rate, plan.gamma, plan.activation_power,
-            plan.constant, _THRESHOLD * plan.task.mean_square, plan.task._spread, self.initial, self.first, self.hidden,
-            self.readout, *self.batch, self.stop, loss_out, typical_out,
+            plan.constant, _THRESHOLD * plan.task.mean_square, plan.task._spread, self.initial, self.first_initial,
+            self.hidden_initial, self.readout_initial, self.first, self.hidden, self.readout, *self.batch, self.stop, loss_out, typical_out,
         )  # fmt: skip
         return int(status), int(step)
 
@@ -944,8 +957,8 @@ def train_multilayer(
     Memory a thread: (L - 1) N^2 weights and (2 L + 1) N (B + 256) activities. Kernels: n^2 numbers each.
 
     The target is evaluated to 1e-11 by a non-uniform Fourier transform, at 14 points an angle whatever the number of
-    modes. F_0 is interpolated between 2^14 angles, an error of at most about 1e-7/gamma (at N = 512, q = 1) where a
-    unit's kink lies in between; on the test grid it is exact. The test loss takes the target's frequencies below
+    modes. F_0 is interpolated between 2^14 angles where gamma N >= 100, to a few 1e-6, and computed at every sample
+    elsewhere, at a third of a step's cost; on the test grid it is exact. The test loss takes the target's frequencies below
     n_test/2 on the grid and adds the power of the others, which no network has learned: right to 1e-4 as long as
     frequencies near n_test/2 are not learned, eta t lambda_k << 1.
 
