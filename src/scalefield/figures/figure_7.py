@@ -112,8 +112,10 @@ def draw(data: FigureData) -> Figure:
             rf"$2 q_\phi = {2 * q}$", (1.0, 2.0 * q), xycoords=("axes fraction", "data"), xytext=(-4, 3),
             textcoords="offset points", ha="right", va="bottom", fontsize="small",
         )  # fmt: skip
-    ax.set_ylim(0.0, 10.5)
-    ax.legend(frameon=False, fontsize="small", loc="upper right", ncols=2)
+    # Beyond, they have converged.
+    ax.set_xlim(3.0, 3e3)
+    ax.set_ylim(0.0, 12.0)
+    ax.legend(frameon=False, fontsize="small", loc="upper right")
     return figure
 
 

@@ -4,8 +4,9 @@ For jointly normal u, v of variances a, b and correlation rho the *dual* of an a
 
 .. math:: E\,\phi(u)\phi(v), \qquad E\,\phi'(u)\phi'(v).
 
-Powers of ReLU, erf and the identity have closed forms; every other function is integrated in polar coordinates, where
-a kink at 0 lies on fixed rays, so that Gauss rules on the arcs between them converge as for smooth functions.
+Powers of ReLU, erf and the identity have closed forms. Other functions have Hermite series where they are smooth, and
+are integrated in polar coordinates where they are not: a kink at 0 lies on fixed rays, and Gauss rules on the arcs
+between these converge as for smooth functions. Either is tabulated in Chebyshev polynomials.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,8 @@ Array = NDArray[np.float64]
 
 # exp(-10^2/2) = 2e-22 is nothing.
 LARGEST = 10.0
+# Hermite series that are longer are not used.
+HERMITE_TERMS = 300
 Function = Callable[[Array], Array]
 
 # --------------------------------------------------------------------------------------------- powers of ReLU
@@ -190,12 +193,14 @@ def numerical_derivative(function: Function) -> Function:
     forward = np.linalg.solve(offsets[None, :] ** np.arange(9.0)[:, None], np.eye(9)[1])
 
     def derivative(h: Array) -> Array:
-        side = np.where(h >= 0.0, 1.0, -1.0)
-        near = np.abs(h) < 4.0 * step
         total = np.zeros_like(h)
-        for j in range(9):
-            shift = np.where(near, side * offsets[j], offsets[j] - 4.0) * step
-            total += np.where(near, side * forward[j], central[j]) * function(h + shift)
+        for j in (0, 1, 2, 3, 5, 6, 7, 8):
+            total += central[j] * function(h + (j - 4.0) * step)
+        near = np.abs(h) < 4.0 * step
+        if near.any():
+            close = h[near]
+            side = np.where(close >= 0.0, 1.0, -1.0)
+            total[near] = sum(side * forward[j] * function(close + side * offsets[j] * step) for j in range(9))
         return total / step
 
     return derivative
@@ -219,7 +224,7 @@ def evaluate(function: Function, h: Array) -> Array:
 @cache
 def _half_line(n_panels: int) -> tuple[Array, Array]:
     """Nodes and weights for the standard normal density on 0 < z < 13: panels that shrink towards 0."""
-    x, weight = np.polynomial.legendre.leggauss(16)
+    x, weight = np.polynomial.legendre.leggauss(24)
     ends = np.concatenate([[0.0], 2.0 ** np.arange(-n_panels, 0.0), np.arange(1.0, 13.5)])
     length = np.diff(ends)
     z = (ends[:-1, None] + 0.5 * length[:, None] * (x + 1.0)).ravel()
@@ -308,10 +313,14 @@ def tabulate(function: Function, low: float, high: float, tolerance: float = 1e-
     """Expand the dual of `function` for variances in [low, high], with as many terms and nodes as it takes."""
     if high <= low * (1.0 + 1e-12):
         high = low
-    n_radial, n_arc, quadrature_error = _quadrature_orders(function, low, high)
-    for n_angle in (24, 36, 54, 80):
+    try:
+        dual, quadrature_error = _hermite_dual(function, low, high), 1e-15
+    except _NotSmooth:
+        n_radial, n_arc, quadrature_error = _quadrature_orders(function, low, high)
+        dual = partial(polar_dual, function, n_radial=n_radial, n_arc=n_arc)
+    for n_angle in (20, 28, 40, 56, 80):
         probe = np.unique([low, math.sqrt(low * high), high])
-        tail = _chebyshev(polar_dual(function, probe, probe, _points(n_angle, 0.0, math.pi), n_radial, n_arc), 2)
+        tail = _chebyshev(dual(probe, probe, _points(n_angle, 0.0, math.pi)), 2)
         angle_error = np.abs(tail[:, :, -3:]).max() / np.abs(tail).max()
         if angle_error < tolerance:
             break
@@ -319,19 +328,59 @@ def tabulate(function: Function, low: float, high: float, tolerance: float = 1e-
     if high > low:
         for n_variance in (5, 8, 12, 18, 27, 40):
             points = np.exp(_points(n_variance, math.log(low), math.log(high)))
-            values = polar_dual(function, points, points, np.array([0.0, 1.0, math.pi]), n_radial, n_arc)
-            tail = _chebyshev(_chebyshev(values, 0), 1)
+            tail = _chebyshev(_chebyshev(dual(points, points, np.array([0.0, 1.0, math.pi])), 0), 1)
             variance_error = max(np.abs(tail[-2:]).max(), np.abs(tail[:, -2:]).max()) / np.abs(tail).max()
             if variance_error < tolerance:
                 break
     points = np.exp(_points(n_variance, math.log(low), math.log(high))) if n_variance > 1 else np.array([low])
-    values = polar_dual(function, points, points, _points(n_angle, 0.0, math.pi), n_radial, n_arc)
+    values = dual(points, points, _points(n_angle, 0.0, math.pi))
     coefficients = _chebyshev(values, 2)
     if n_variance > 1:
         coefficients = _chebyshev(_chebyshev(coefficients, 0), 1)
     scale = float(np.abs(values).max())
     error = (float(angle_error) + float(variance_error) + quadrature_error) * scale
     return DualTable(low, high, np.ascontiguousarray(coefficients), error)
+
+
+class _NotSmooth(Exception):
+    """The Hermite series is too long."""
+
+
+def _hermite_dual(function: Function, low: float, high: float) -> Callable[[Array, Array, Array], Array]:
+    r"""E phi(u) phi(v) = sum_n c_n(a) c_n(b) rho^n from the Hermite coefficients c_n(a) = E phi(sqrt(a) z) h_n(z).
+
+    For functions analytic near the real axis c_n falls like exp(-y sqrt(n/a)), y the distance of their singularities.
+    """
+    probe = _hermite_coefficients(function, np.unique([low, high]))
+    power = probe**2
+    # What is left beyond the last term, whose even or odd neighbour may be 0
+    if (power[:, -8:].sum(axis=1) * HERMITE_TERMS > 1e-16 * power.sum(axis=1)).any():
+        raise _NotSmooth
+
+    def dual(first: Array, second: Array, angle: Array) -> Array:
+        left = _hermite_coefficients(function, first)
+        right = left if second is first else _hermite_coefficients(function, second)
+        powers = np.cos(angle)[:, None] ** np.arange(HERMITE_TERMS)
+        return np.stack([(left * row) @ right.T for row in powers], axis=2)
+
+    return dual
+
+
+def _hermite_coefficients(function: Function, variance: Array) -> Array:
+    """c_n, shape (variances, HERMITE_TERMS), by Gauss rules on either side of 0."""
+    z, mass = _half_line(8)
+    h = np.sqrt(variance)[:, None] * z
+    both = evaluate(function, h), evaluate(function, -h)
+    # Times the root of the density the polynomials are bounded.
+    root = np.sqrt(mass)
+    parts = [(both[0] + both[1]) * root, (both[0] - both[1]) * root]
+    before, polynomial = np.zeros_like(z), root
+    coefficients = np.empty((variance.size, HERMITE_TERMS))
+    for n in range(HERMITE_TERMS):
+        coefficients[:, n] = parts[n % 2] @ polynomial
+        # sqrt(n + 1) h_{n+1} = z h_n - sqrt(n) h_{n-1}
+        before, polynomial = polynomial, (z * polynomial - math.sqrt(n) * before) / math.sqrt(n + 1)
+    return coefficients
 
 
 def _quadrature_orders(function: Function, low: float, high: float) -> tuple[int, int, float]:
