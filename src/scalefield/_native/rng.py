@@ -39,6 +39,12 @@ stream         value  counter                                 lane
                       of a batch is; (mu // 4, 1, epoch,
                       run), the key by which an epoch is
                       sorted
+`READOUT`      9      (i // 4, 0, run, 0) for w(0)_i of a     i % 4
+                      trained network
+`GRADIENT`     10     (k // 4, 0, step, run) for mode k of a  k % 4
+                      linear network's batch gradient across
+                      its error; (b // 4, 1, step, run),      b % 4
+                      sample b along the error
 `ANGLES`       12     (b // 4, 0, step, run) for the angle    b % 4
                       of sample b, a word
 `NETWORK`      13     (j // 4, i, run, l), the weight of      j % 4
@@ -79,11 +85,13 @@ __all__ = [
     "FEATURES",
     "GAUSSIAN",
     "GIVEN",
+    "GRADIENT",
     "LABEL_NOISE",
     "NETWORK",
     "PROBABILITY",
     "PROJECTION",
     "RADEMACHER",
+    "READOUT",
     "REDUCED",
     "REST",
     "TAIL",
@@ -104,6 +112,8 @@ TAIL = 5
 DATA = 6
 DATA_NOISE = 7
 BATCHES = 8
+READOUT = 9
+GRADIENT = 10
 ANGLES = 12
 NETWORK = 13
 

@@ -31,6 +31,8 @@ FIGURES = MappingProxyType(
         "7": "scalefield.figures.figure_7",
         "8": "scalefield.figures.figure_8",
         "11": "scalefield.figures.figure_11",
+        "12": "scalefield.figures.figure_12",
+        "13": "scalefield.figures.figure_13",
     }
 )
 

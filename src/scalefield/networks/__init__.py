@@ -1,5 +1,21 @@
-"""Trained networks, lazy against rich: linear networks and what their kernels learn."""
+"""Trained networks, lazy against rich: linear ones, perceptrons on the circle, how kernels evolve and align."""
 
 from scalefield.networks.circle import CircleTask, LossSpike, MultilayerTraining, train_multilayer
+from scalefield.networks.features import PowerDistribution, cumulative_power, kernel_alignment, kernel_distance
+from scalefield.networks.linear import solve_linear_network_flow, train_linear_network
+from scalefield.networks.linear_results import LinearNetworkFlow, LinearNetworkRuns
 
-__all__ = ["CircleTask", "LossSpike", "MultilayerTraining", "train_multilayer"]
+__all__ = [
+    "CircleTask",
+    "LinearNetworkFlow",
+    "LinearNetworkRuns",
+    "LossSpike",
+    "MultilayerTraining",
+    "PowerDistribution",
+    "cumulative_power",
+    "kernel_alignment",
+    "kernel_distance",
+    "solve_linear_network_flow",
+    "train_linear_network",
+    "train_multilayer",
+]

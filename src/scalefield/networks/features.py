@@ -84,7 +84,7 @@ def kernel_distance(initial: ArrayLike, kernel: ArrayLike, *, centred: bool = Fa
     --------
     >>> import numpy as np
     >>> from scalefield import networks
-    >>> networks.kernel_distance(np.eye(2), 3.0 * np.eye(2))
+    >>> networks.kernel_distance(np.eye(2), 4.0 * np.eye(2))
     0.0
     >>> round(networks.kernel_distance(np.eye(2), [[1.0, 1.0], [1.0, 1.0]]), 6)
     0.292893

@@ -1,0 +1,278 @@
+"""Figure 12: linear networks, lazy to rich, on a hard and an easy task [87, 88]; their exponents over tasks.
+
+Runs are SGD on both layers of a wide network, theory is gradient flow of the infinitely wide one and the infinite
+spectrum, which goes on where the runs end.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scalefield._progress import Progress
+from scalefield.figures._base import BAND, COLOURS, Curve, FigureData, draw_curves, make_panels, power_law_guide
+from scalefield.networks import LinearNetworkRuns, solve_linear_network_flow, train_linear_network
+from scalefield.scaling import fit_power_law, time_exponent
+from scalefield.spectrum import PowerLawSpectrum
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["compute", "draw", "train"]
+
+Array = NDArray[np.float64]
+
+# Modes beyond the last one are 0.6% of the loss at most: of a slower capacity, many more would have to be trained.
+ALPHA = 3.0
+HARD, EASY = 0.5, 1.25
+GAMMAS = (0.0, 0.3, 1.0, 4.0)
+# The kernel's largest eigenvalue times it stays below 2 while the kernel grows.
+LEARNING_RATE, BATCH_SIZE, WIDTH = 0.02, 32, 8192
+RICHEST = GAMMAS[-1]
+# Where theory ends in panels a and b, and where its limit is read in panel c.
+LATE_STEP, LIMIT = 1e7, 1e12
+
+
+def train(
+    beta: float, gamma: float, quick: bool, seed: int, statistics: tuple[str, ...] = (), n_records: int = 60
+) -> LinearNetworkRuns:
+    """Runs of figures 12 and 13."""
+    n_steps, n_modes, n_runs = (3000, 128, 4) if quick else (30_000, 384, 8)
+    record = np.unique(np.rint(np.geomspace(1.0, n_steps, n_records)).astype(np.int64))
+    task = PowerLawSpectrum(ALPHA, beta, n_modes=n_modes)
+    return train_linear_network(
+        task, WIDTH, gamma, LEARNING_RATE, BATCH_SIZE, n_steps, n_runs, seed, record=record, statistics=statistics
+    )
+
+
+def compute(quick: bool = False, seed: int = 0, progress: Progress | None = None) -> FigureData:
+    """Loss curves of runs and flow, exponents over tasks, and local exponents of flow."""
+    more = (0.25, 0.75) if quick else (0.25, 0.375, 0.625, 0.75, 0.875)
+    tasks = [(beta, gamma) for beta in (HARD, EASY) for gamma in GAMMAS]
+    tasks += [(beta, gamma) for beta in more for gamma in (0.0, RICHEST)]
+    curves, points = [], []
+    window = (0.0, 0.0)
+    for index, (beta, gamma) in enumerate(tasks):
+        runs = train(beta, gamma, quick, seed)
+        window = (0.1 * runs.n_steps, float(runs.n_steps))
+        runs_curve, point = _measure(runs, beta, gamma, window)
+        if beta in (HARD, EASY):
+            curves += [runs_curve, _theory(beta, gamma)]
+        if gamma in (0.0, RICHEST):
+            points.append(point)
+        if progress is not None:
+            progress(index + 1, len(tasks))
+    for panel, beta in (("a", HARD), ("b", EASY)):
+        curves += _guides(panel, beta, window[1])
+    curves += points + _exponents() + _local_exponents()
+    return FigureData(
+        "12",
+        {
+            "a": ("step", "test loss"),
+            "b": ("step", "test loss"),
+            "c": (r"source exponent $\beta$", "exponent in time"),
+            "d": (r"$\tau$ = learning rate $\times$ step", "local exponent"),
+        },
+        tuple(curves),
+        {
+            "seed": seed,
+            "quick": quick,
+            "alpha": ALPHA,
+            "width": WIDTH,
+            "learning_rate": LEARNING_RATE,
+            "batch_size": BATCH_SIZE,
+            "n_runs": runs.n_runs,
+            "n_modes": runs.spectrum.n_modes,
+            "theory": "gradient flow, infinite width and spectrum",
+        },
+    )
+
+
+def _panel(beta: float) -> str:
+    return "a" if beta == HARD else "b"
+
+
+def _flow_exponent(beta: float, gamma: float, steps: Array) -> float:
+    """Of gradient flow, fitted at the steps of a run."""
+    flow = solve_linear_network_flow(PowerLawSpectrum(ALPHA, beta), gamma, LEARNING_RATE * steps)
+    return fit_power_law(steps, flow.loss, window=None).exponent
+
+
+def _measure(
+    runs: LinearNetworkRuns, beta: float, gamma: float, window: tuple[float, float]
+) -> tuple[Curve, Curve]:
+    """The curve of the mean loss, and a point of panel c."""
+    predicted = time_exponent(beta, gamma > 0.0)
+    inside = (runs.steps >= window[0]) & (runs.steps <= window[1])
+    fit = fit_power_law(runs.steps[inside], runs.loss[:, inside], window=None)
+    flow = _flow_exponent(beta, gamma, runs.steps[inside].astype(np.float64))
+    note = ""
+    if abs(fit.exponent - predicted) > BAND * fit.standard_error:
+        note = f"finite time: gradient flow has {flow:.3f} in this window"
+        if abs(fit.exponent - flow) > BAND * fit.standard_error:
+            rest = "noise of SGD and 1/N" if fit.exponent < flow else "the finite spectrum and 1/N"
+            note += f"; the rest is {rest}"
+    parameters = {"beta": beta, "gamma": gamma}
+    curve = Curve(
+        _panel(beta),
+        f"gamma = {gamma:g}",
+        runs.steps,
+        runs.mean,
+        runs.standard_error,
+        "simulation",
+        parameters,
+        predicted,
+        fit.exponent,
+        fit.standard_error,
+        window,
+        note,
+    )
+    regime = "rich" if gamma > 0.0 else "lazy"
+    point = Curve(
+        "c",
+        f"{regime}, last decade of steps",
+        [beta],
+        [fit.exponent],
+        [fit.standard_error],
+        "measurement",
+        parameters,
+        predicted,
+        fit.exponent,
+        fit.standard_error,
+        window,
+        note,
+    )
+    return curve, point
+
+
+def _theory(beta: float, gamma: float) -> Curve:
+    steps = np.geomspace(1.0, LATE_STEP, 140)
+    flow = solve_linear_network_flow(PowerLawSpectrum(ALPHA, beta), gamma, LEARNING_RATE * steps)
+    return Curve(
+        _panel(beta),
+        "theory",
+        steps,
+        flow.loss,
+        parameters={"beta": beta, "gamma": gamma},
+        predicted_exponent=time_exponent(beta, gamma > 0.0),
+        measured_exponent=float(flow.local_exponent[-1]),
+        window=(LATE_STEP, LATE_STEP),
+        note="local exponent at the last step",
+    )
+
+
+def _guides(panel: str, beta: float, last: float) -> list[Curve]:
+    """Slopes beside the laziest and the richest theory, beyond the runs."""
+    guides = []
+    for gamma, factor in ((0.0, 2.0), (RICHEST, 0.4)):
+        if beta > 1.0 and gamma > 0.0:
+            # The same slope.
+            continue
+        flow = solve_linear_network_flow(PowerLawSpectrum(ALPHA, beta), gamma, [LEARNING_RATE * 10.0 * last])
+        at = 10.0 * last, factor * float(flow.loss[0])
+        guides.append(
+            power_law_guide(panel, (last, 100.0 * last), at, -time_exponent(beta, gamma > 0.0), _slope(beta, gamma))
+        )
+    return guides
+
+
+def _slope(beta: float, gamma: float) -> str:
+    if gamma > 0.0 and beta < 1.0:
+        return rf"$t^{{-2\beta/(1+\beta)}}$, {time_exponent(beta, True):.3g}"
+    return rf"$t^{{-\beta}}$, {beta:g}"
+
+
+def _exponents() -> list[Curve]:
+    """Predictions of panel c, and flow at late times."""
+    betas = np.linspace(0.1, 1.5, 57)
+    curves = []
+    for rich in (False, True):
+        gamma = RICHEST if rich else 0.0
+        name = "rich" if rich else "lazy"
+        predicted = np.array([time_exponent(beta, rich) for beta in betas])
+        curves.append(Curve("c", f"{name}, predicted", betas, predicted))
+        for beta in np.arange(0.2, 1.45, 0.2):
+            flow = solve_linear_network_flow(PowerLawSpectrum(ALPHA, float(beta)), gamma, [LIMIT])
+            measured = float(flow.local_exponent[0])
+            expected = time_exponent(float(beta), rich)
+            power = (1.0 - beta) / (1.0 + beta) if beta < 1.0 else beta - 1.0
+            near = f"finite time: the deviation falls like tau^-{power:.2f}" if abs(beta - 1.0) > 1e-9 else (
+                "at beta = 1 the exponent is approached like 1/log tau"
+            )
+            curves.append(
+                Curve(
+                    "c",
+                    f"{name}, flow at late times",
+                    [beta],
+                    [measured],
+                    kind="measurement",
+                    parameters={"beta": float(beta), "gamma": gamma},
+                    predicted_exponent=expected,
+                    measured_exponent=measured,
+                    window=(LIMIT / LEARNING_RATE, LIMIT / LEARNING_RATE),
+                    note=near if abs(measured - expected) > 1e-3 else "",
+                )
+            )
+    return curves
+
+
+def _local_exponents() -> list[Curve]:
+    """How late the rich exponent is reached, panel d."""
+    tau = np.geomspace(1.0, 1e10, 200)
+    curves = []
+    for gamma in GAMMAS:
+        flow = solve_linear_network_flow(PowerLawSpectrum(ALPHA, HARD), gamma, tau)
+        curves.append(Curve("d", f"gamma = {gamma:g}", tau, flow.local_exponent, parameters={"gamma": gamma}))
+    ends = np.array([tau[0], tau[-1]])
+    for rich, name in ((False, r"$\beta$"), (True, r"$2\beta/(1+\beta)$")):
+        exponent = time_exponent(HARD, rich)
+        curves.append(Curve("d", name, ends, np.full(2, exponent), kind="guide"))
+    return curves
+
+
+def draw(data: FigureData) -> Figure:
+    """Losses of the two tasks above, exponents below."""
+    figure, axes = make_panels(data, size=(4.6, 3.6))
+    for panel, beta in (("a", HARD), ("b", EASY)):
+        ax = axes[panel]
+        draw_curves(ax, data.panel(panel), legend=False)
+        ax.set_xlim(1.0, LATE_STEP)
+        task = "hard" if beta < 1.0 else "easy"
+        ax.set_title(rf"({panel}) {task}, $\beta$ = {beta:g}", loc="left", fontsize="medium")
+    axes["a"].legend(frameon=False, fontsize="small", loc="lower left")
+
+    ax = axes["c"]
+    for curve in data.panel("c"):
+        if curve.kind == "theory":
+            ax.plot(curve.x, curve.y, "--", color="black", linewidth=1.3, label="_predicted")
+    for rich, colour in zip((False, True), COLOURS, strict=False):
+        for late in (False, True):
+            shown = [
+                curve
+                for curve in data.panel("c")
+                if curve.kind == "measurement"
+                and (curve.parameters["gamma"] > 0.0) == rich
+                and ("flow" in curve.label) == late
+            ]
+            x, y = (np.concatenate([getattr(curve, name) for curve in shown]) for name in ("x", "y"))
+            if late:
+                ax.plot(x, y, "o", color=colour, markersize=6.5, markerfacecolor="none", label=shown[0].label)
+            else:
+                error = BAND * np.concatenate([curve.standard_error for curve in shown])
+                ax.errorbar(x, y, error, fmt="o", color=colour, markersize=4.0, capsize=2, label=shown[0].label)
+    ax.plot([], [], "--", color="black", linewidth=1.3, label="predicted")
+    ax.set_xlim(0.1, 1.5)
+    ax.set_ylim(0.0, 1.6)
+    ax.legend(frameon=False, fontsize="small", loc="upper left", labelspacing=0.3)
+
+    ax = axes["d"]
+    draw_curves(ax, data.panel("d"), legend=False)
+    ax.set_yscale("linear")
+    ax.set_xlim(1.0, 1e10)
+    ax.set_ylim(0.3, math.ceil(10.0 * time_exponent(HARD, True) + 1.0) / 10.0)
+    ax.set_title(rf"(d) flow, $\beta$ = {HARD:g}", loc="left", fontsize="medium")
+    ax.legend(frameon=False, fontsize="small", loc="lower right")
+    return figure
