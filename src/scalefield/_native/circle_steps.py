@@ -82,7 +82,7 @@ def _series(theta: float, values: Array) -> float:
     """sum_j g_j psi(theta - theta_j) over the points near theta in [0, 2 pi]."""
     n = values.size
     place = theta * (n / _TWO_PI)
-    first = int(math.ceil(place - 0.5 * SPREAD))
+    first = math.ceil(place - 0.5 * SPREAD)
     total = 0.0
     for m in range(SPREAD):
         x = (place - (first + m)) * (2.0 / SPREAD)

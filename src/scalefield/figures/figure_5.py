@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalefield._progress import Progress
-from scalefield.figures._base import BAND, COLOURS, Curve, FigureData, make_panels, math_text, power_law_guide
+from scalefield.figures._base import COLOURS, Curve, FigureData, make_panels, math_text, power_law_guide
 from scalefield.flow import solve_gradient_flow
 from scalefield.model import Model
 from scalefield.networks import CircleTask, MultilayerTraining, train_multilayer
+from scalefield.plot import BAND
 from scalefield.scaling import fit_power_law, time_exponent
 
 if TYPE_CHECKING:
@@ -301,7 +302,8 @@ def _draw_losses(ax: Axes, curves: tuple[Curve, ...]) -> None:
             style, name, width = "--", "lazy, infinite width", 1.2
         else:
             continue
-        ax.plot(curve.x, curve.y, style, color="black", linewidth=width, zorder=3, label=f"{'_' * (name in named)}{name}")
+        label = f"{'_' * (name in named)}{name}"
+        ax.plot(curve.x, curve.y, style, color="black", linewidth=width, zorder=3, label=label)
         named.add(name)
     ax.legend(frameon=False, fontsize="small", loc="lower left")
 
