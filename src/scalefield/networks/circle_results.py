@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from scalefield._files import read_archive, write_archive
 from scalefield._validate import as_float
@@ -187,6 +186,9 @@ class MultilayerTraining:
         single step may well have a loss several times another's: samples near a peak of the target kick the whole
         network. Spikes are stretches of half a window or more in which it stays high.
         """
+        # Not needed by the rest of the package.
+        from scipy import ndimage
+
         factor = as_float("factor", factor, minimum=1.0, exclusive=True)
         window = max(_SPIKE_STEPS, math.ceil(_SPIKE_SAMPLES / self.batch_size))
         found: list[LossSpike] = []
