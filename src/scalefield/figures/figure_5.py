@@ -103,7 +103,7 @@ def compute(quick: bool = False, seed: int = 0, progress: Progress | None = None
             "b": ("step $t$", "test loss"),
             "c": ("step $t$", "test loss"),
             "d": (r"source exponent $\beta$", "exponent in time"),
-            "e": ("step $t$", r"$1 - \cos(K_t, K_0)$"),
+            "e": ("step $t$", r"kernel's growth $|K_t - K_0|/|K_0|$"),
             "f": ("step $t$", "kernel-task alignment"),
         },
         tuple(curves),
@@ -250,12 +250,12 @@ def _exponents(run: _Measured) -> list[Curve]:
 
 
 def _features(run: _Measured) -> list[Curve]:
-    """Panels e and f: how far the kernel has turned, and how well it is aligned with the task."""
+    """Panels e and f: how far the kernel has grown, and how well it is aligned with the task."""
     training = run.training
     assert training.kernel_steps is not None
     label = f"q = {training.task.exponent:g}, beta = {training.source_exponent:.3g}"
     curves = []
-    for panel, values in (("e", training.kernel_distance), ("f", training.kernel_alignment)):
+    for panel, values in (("e", training.kernel_change), ("f", training.kernel_alignment)):
         error = values.std(axis=0, ddof=1) / np.sqrt(len(values))
         # The first is at step 0.
         steps, mean, error = training.kernel_steps[1:], values.mean(axis=0)[1:], error[1:]
@@ -270,9 +270,9 @@ def draw(data: FigureData) -> Figure:
         _draw_losses(axes[name], data.panel(name))
     _draw_exponents(axes["d"], data.panel("d"))
     for name in "ef":
-        _draw_simulations(axes[name], data.panel(name))
         axes[name].set_xscale("log")
-    axes["e"].set_ylim(bottom=0.0)
+        _draw_simulations(axes[name], data.panel(name))
+    axes["e"].set_yscale("log")
     axes["e"].legend(frameon=False, fontsize="small", loc="upper left")
     return figure
 

@@ -150,7 +150,7 @@ def train_multilayer(
     >>> task = sf.networks.CircleTask(1.0, n_modes=255)
     >>> training = sf.networks.train_multilayer(task, width=32, n_steps=50, batch_size=16, n_seeds=2, seed=0)
     >>> training.loss.shape, bool(training.mean[-1] < 0.5 * training.mean[0])
-    ((2, 40), True)
+    ((2, 34), True)
     """
     if checkpoint is not None:
         if not isinstance(checkpoint, (str, os.PathLike)):

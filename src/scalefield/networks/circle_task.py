@@ -63,7 +63,7 @@ class CircleTask:
     >>> task.source_exponent(), task.source_exponent(activation_power=2)
     (0.5, 0.25)
     >>> task([0.0, 3.0]).round(6)
-    array([11.340938, -0.763942])
+    array([11.336906, -0.761562])
     """
 
     exponent: float
@@ -107,7 +107,7 @@ class CircleTask:
         >>> task = sf.networks.CircleTask(1.0)
         >>> lazy = sf.solve_gradient_flow(sf.Model(task.spectrum()), [0.0, 100.0])
         >>> lazy.loss.round(4)
-        array([1.    , 0.0676])
+        array([1.    , 0.0664])
         """
         kernel = InfiniteWidthKernel("relu", power=activation_power, depth=depth)
         modes = circle_eigenvalues(kernel, self.n_modes)
