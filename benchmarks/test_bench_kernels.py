@@ -60,7 +60,10 @@ def test_gram(benchmark, n, engine):
         pytest.param(InfiniteWidthKernel("relu", power, depth=2, bias_variance=0.1), id=f"relu^{power}")
         for power in (2, 3, 1.5)
     ]
-    + [pytest.param(InfiniteWidthKernel(name, depth=2, bias_variance=0.1), id=name) for name in ("erf", "gelu", "tanh")],
+    + [
+        pytest.param(InfiniteWidthKernel(name, depth=2, bias_variance=0.1), id=name)
+        for name in ("erf", "gelu", "tanh")
+    ],
 )
 @pytest.mark.parametrize("n", SIZES)
 def test_other_activations(benchmark, n, kernel):

@@ -322,7 +322,7 @@ def tabulate(function: Function, low: float, high: float, tolerance: float = 1e-
         probe = np.unique([low, math.sqrt(low * high), high])
         tail = _chebyshev(dual(probe, probe, _points(n_angle, 0.0, math.pi)), 2)
         angle_error = np.abs(tail[:, :, -3:]).max() / np.abs(tail).max()
-        if angle_error < tolerance:
+        if angle_error < max(tolerance, quadrature_error):
             break
     variance_error, n_variance = 0.0, 1
     if high > low:
@@ -330,7 +330,7 @@ def tabulate(function: Function, low: float, high: float, tolerance: float = 1e-
             points = np.exp(_points(n_variance, math.log(low), math.log(high)))
             tail = _chebyshev(_chebyshev(dual(points, points, np.array([0.0, 1.0, math.pi])), 0), 1)
             variance_error = max(np.abs(tail[-2:]).max(), np.abs(tail[:, -2:]).max()) / np.abs(tail).max()
-            if variance_error < tolerance:
+            if variance_error < max(tolerance, quadrature_error):
                 break
     points = np.exp(_points(n_variance, math.log(low), math.log(high))) if n_variance > 1 else np.array([low])
     values = dual(points, points, _points(n_angle, 0.0, math.pi))
@@ -398,7 +398,7 @@ def _quadrature_orders(function: Function, low: float, high: float) -> tuple[int
         # Gauss rules square their error when they are doubled; where they do not (a kink elsewhere), the change is it.
         if change < 1e-8:
             return n_radial, n_arc, max(change**1.5, 1e-15)
-        if n_radial >= 256:
+        if n_radial >= 128:
             return n_radial, n_arc, change
         previous = refined
 

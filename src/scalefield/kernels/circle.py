@@ -50,10 +50,10 @@ EPSILON = 2.0**-52
 # Heights of the contour that are tried, until two in a row agree.
 HEIGHTS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.125, 0.09, 0.0625)
 AGREEMENT = 1e-13
-# e^-45 = 3e-20 is nothing.
-LAST = 45.0
+# e^-64 = 2e-28 is nothing, even beside eigenvalues of k^-8 at k = 64 and more.
+LAST = 64.0
 # Points of the interpolation within an octave of frequencies.
-OCTAVE_POINTS = 24
+OCTAVE_POINTS = 18
 # Series on the contour are used up to |w| = 0.86 and need that many terms; beyond, the height is too large.
 TERMS, LARGEST = 240, 0.86
 
@@ -301,7 +301,7 @@ def circle_eigenvalues(
     -----
     relu^q, any q, depth and bias: by contour, at a relative error of 1e-12 or better at all k (`errors` tells; where
     a small bias leaves eigenvalues that are nearly null, it is relative to their neighbours), in O(k_max) operations,
-    0.1 s for k to 1e5. Everything else by FFT: an absolute error of about 1e-17 K(0) in closed forms, 1e-13 for
+    0.2 s for k to 1e5. Everything else by FFT: an absolute error of about 1e-17 K(0) in closed forms, 1e-13 for
     tabulated activations, plus aliasing where K is not smooth, estimated from half the points.
 
     One hidden layer without a bias has null modes: relu^q, q integer, is a polynomial of degree q and parity (-1)^q
