@@ -24,6 +24,7 @@ from reference_linear_networks import (
 )
 from scalefield import networks
 from scalefield.errors import AccuracyWarning, DivergenceError, Interrupted, ScalefieldError, StabilityWarning
+from scalefield.figures import figure_12, figure_13
 from scalefield.networks import solve_linear_network_flow, train_linear_network
 
 STATISTICS = (
@@ -447,3 +448,56 @@ def test_bad_arguments(changes, error, message):
 def test_bad_flows(arguments, error, message):
     with pytest.raises(error, match=message):
         solve_linear_network_flow(*arguments)
+
+
+# --------------------------------------------------------------------------------------------------- figures
+
+
+@pytest.fixture(scope="module")
+def small_figures():
+    """Figures 12 and 13 with three short runs of fewer modes a curve."""
+
+    def few(beta, gamma, quick, seed, statistics=(), n_records=60):
+        task = sf.PowerLawSpectrum(figure_12.ALPHA, beta, n_modes=32)
+        beyond = sf.PowerLawSpectrum(figure_12.ALPHA, beta).total_target_power - task.total_target_power
+        steps = np.unique(np.rint(np.geomspace(1.0, 400, 20)))
+        return train_linear_network(
+            task, 4000, gamma, 0.02, 64, 400, 3, seed, record=steps, statistics=statistics,
+            label_noise=math.sqrt(beyond),
+        )  # fmt: skip
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figure_12, "train", few)
+        patch.setattr(figure_13, "train", few)
+        return {module: module.compute(quick=True) for module in (figure_12, figure_13)}
+
+
+def test_figures_show_runs_on_their_theory(small_figures):
+    """Within 6%: three runs at B = 64 scatter by about 1%, and 1/N, the cut-off and the step add as much."""
+    for module, names in ((figure_12, ("gamma",)), (figure_13, ("|w|^2/N", "spike"))):
+        data = small_figures[module]
+        assert set(data.axes) == set("abcd")
+        for panel in "ab":
+            theory = {curve.parameters["gamma"]: curve for curve in data.panel(panel) if curve.kind == "theory"}
+            runs = [curve for curve in data.panel(panel) if curve.kind == "simulation"]
+            assert len(runs) == 4 * len(names)
+            assert len(theory) == 4
+            for curve in runs:
+                smooth = theory[curve.parameters["gamma"]]
+                expected = np.exp(np.interp(np.log(curve.x), np.log(smooth.x), np.log(smooth.y)))
+                # The largest eigenvalue is that of a random matrix before it is the spike.
+                edge = (1.0 + math.sqrt(32 / 4000)) ** 2 if curve.label.startswith("spike") else 0.0
+                np.testing.assert_allclose(curve.y, np.maximum(expected, edge), rtol=0.06)
+    limits = [curve for curve in small_figures[figure_12].panel("c") if "flow" in curve.label]
+    assert len(limits) == 14
+    for curve in limits:
+        assert abs(curve.measured_exponent - curve.predicted_exponent) < 0.02
+
+
+def test_figures_are_drawn(small_figures):
+    for module, data in small_figures.items():
+        figure = module.draw(data)
+        assert len(figure.axes) == 4
+        for ax in figure.axes:
+            assert ax.get_lines()
+            assert ax.get_xlabel()

@@ -1,7 +1,8 @@
 """Figure 12: linear networks, lazy to rich, on a hard and an easy task [87, 88]; their exponents over tasks.
 
-Runs are SGD on both layers of a wide network, theory is gradient flow of the infinitely wide one and the infinite
-spectrum, which goes on where the runs end.
+Runs are SGD on both layers of a wide network, theory is gradient flow of the infinitely wide one, which goes on where
+the runs end. Both see the infinite spectrum: modes beyond those that are trained are far from being learned, so that
+they are noise on the labels, and their power is a part of the loss.
 """
 
 from __future__ import annotations
@@ -13,8 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalefield._progress import Progress
-from scalefield.figures._base import BAND, COLOURS, Curve, FigureData, draw_curves, make_panels, power_law_guide
+from scalefield.figures._base import (
+    COLOURS,
+    Curve,
+    FigureData,
+    draw_curves,
+    draw_guide,
+    make_panels,
+    power_law_guide,
+)
 from scalefield.networks import LinearNetworkRuns, solve_linear_network_flow, train_linear_network
+from scalefield.plot import BAND
 from scalefield.scaling import fit_power_law, time_exponent
 from scalefield.spectrum import PowerLawSpectrum
 
@@ -25,13 +35,14 @@ __all__ = ["compute", "draw", "train"]
 
 Array = NDArray[np.float64]
 
-# Modes beyond the last one are 0.6% of the loss at most: of a slower capacity, many more would have to be trained.
+# Of a slower capacity, many more modes would have to be trained.
 ALPHA = 3.0
 HARD, EASY = 0.5, 1.25
-GAMMAS = (0.0, 0.3, 1.0, 4.0)
-# The kernel's largest eigenvalue times it stays below 2 while the kernel grows.
-LEARNING_RATE, BATCH_SIZE, WIDTH = 0.02, 32, 8192
+GAMMAS = (0.0, 0.2, 0.6, 2.0)
+LEARNING_RATE, BATCH_SIZE, WIDTH = 0.02, 32, 16_384
 RICHEST = GAMMAS[-1]
+# Runs end where the kernel has grown so much that learning rate x (1 + |w|^2/N) is this; from 2 on they are unstable.
+LARGEST_STEP = 0.5
 # Where theory ends in panels a and b, and where its limit is read in panel c.
 LATE_STEP, LIMIT = 1e7, 1e12
 
@@ -39,26 +50,41 @@ LATE_STEP, LIMIT = 1e7, 1e12
 def train(
     beta: float, gamma: float, quick: bool, seed: int, statistics: tuple[str, ...] = (), n_records: int = 60
 ) -> LinearNetworkRuns:
-    """Runs of figures 12 and 13."""
-    n_steps, n_modes, n_runs = (3000, 128, 4) if quick else (30_000, 384, 8)
+    """Runs of figures 12 and 13; their `label_noise` is the root of the power beyond the modes trained."""
+    n_steps, n_modes, n_runs = (3000, 128, 4) if quick else (30_000, 256, 6)
+    steps = np.geomspace(10.0, n_steps, 200)
+    flow = solve_linear_network_flow(PowerLawSpectrum(ALPHA, beta), gamma, LEARNING_RATE * steps)
+    n_steps = round(steps[LEARNING_RATE * flow.kernel_scale <= LARGEST_STEP][-1])
     record = np.unique(np.rint(np.geomspace(1.0, n_steps, n_records)).astype(np.int64))
     task = PowerLawSpectrum(ALPHA, beta, n_modes=n_modes)
+    beyond = PowerLawSpectrum(ALPHA, beta).total_target_power - task.total_target_power
     return train_linear_network(
-        task, WIDTH, gamma, LEARNING_RATE, BATCH_SIZE, n_steps, n_runs, seed, record=record, statistics=statistics
+        task,
+        WIDTH,
+        gamma,
+        LEARNING_RATE,
+        BATCH_SIZE,
+        n_steps,
+        n_runs,
+        seed,
+        record=record,
+        statistics=statistics,
+        label_noise=math.sqrt(beyond),
     )
 
 
 def compute(quick: bool = False, seed: int = 0, progress: Progress | None = None) -> FigureData:
     """Loss curves of runs and flow, exponents over tasks, and local exponents of flow."""
-    more = (0.25, 0.75) if quick else (0.25, 0.375, 0.625, 0.75, 0.875)
+    more = (0.25, 0.75) if quick else (0.25, 0.375, 0.75, 0.875)
     tasks = [(beta, gamma) for beta in (HARD, EASY) for gamma in GAMMAS]
     tasks += [(beta, gamma) for beta in more for gamma in (0.0, RICHEST)]
     curves, points = [], []
-    window = (0.0, 0.0)
+    last = 0.0
     for index, (beta, gamma) in enumerate(tasks):
         runs = train(beta, gamma, quick, seed)
         window = (0.1 * runs.n_steps, float(runs.n_steps))
         runs_curve, point = _measure(runs, beta, gamma, window)
+        last = max(last, window[1])
         if beta in (HARD, EASY):
             curves += [runs_curve, _theory(beta, gamma)]
         if gamma in (0.0, RICHEST):
@@ -66,7 +92,7 @@ def compute(quick: bool = False, seed: int = 0, progress: Progress | None = None
         if progress is not None:
             progress(index + 1, len(tasks))
     for panel, beta in (("a", HARD), ("b", EASY)):
-        curves += _guides(panel, beta, window[1])
+        curves += _guides(panel, beta, last)
     curves += points + _exponents() + _local_exponents()
     return FigureData(
         "12",
@@ -86,7 +112,9 @@ def compute(quick: bool = False, seed: int = 0, progress: Progress | None = None
             "batch_size": BATCH_SIZE,
             "n_runs": runs.n_runs,
             "n_modes": runs.spectrum.n_modes,
+            "modes beyond n_modes": "noise on the labels, and their power a part of the loss",
             "theory": "gradient flow, infinite width and spectrum",
+            "last step": f"where learning rate x (1 + |w|^2/N) reaches {LARGEST_STEP:g}, if it does",
         },
     )
 
@@ -107,20 +135,20 @@ def _measure(
     """The curve of the mean loss, and a point of panel c."""
     predicted = time_exponent(beta, gamma > 0.0)
     inside = (runs.steps >= window[0]) & (runs.steps <= window[1])
-    fit = fit_power_law(runs.steps[inside], runs.loss[:, inside], window=None)
+    loss = runs.loss + runs.label_noise**2
+    fit = fit_power_law(runs.steps[inside], loss[:, inside], window=None)
     flow = _flow_exponent(beta, gamma, runs.steps[inside].astype(np.float64))
     note = ""
     if abs(fit.exponent - predicted) > BAND * fit.standard_error:
         note = f"finite time: gradient flow has {flow:.3f} in this window"
         if abs(fit.exponent - flow) > BAND * fit.standard_error:
-            rest = "noise of SGD and 1/N" if fit.exponent < flow else "the finite spectrum and 1/N"
-            note += f"; the rest is {rest}"
+            note += "; the rest is noise of SGD, a finite learning rate and 1/N"
     parameters = {"beta": beta, "gamma": gamma}
     curve = Curve(
         _panel(beta),
         f"gamma = {gamma:g}",
         runs.steps,
-        runs.mean,
+        loss.mean(axis=0),
         runs.standard_error,
         "simulation",
         parameters,
@@ -192,16 +220,17 @@ def _exponents() -> list[Curve]:
     for rich in (False, True):
         gamma = RICHEST if rich else 0.0
         name = "rich" if rich else "lazy"
-        predicted = np.array([time_exponent(beta, rich) for beta in betas])
-        curves.append(Curve("c", f"{name}, predicted", betas, predicted))
+        # Easy tasks have one prediction.
+        shown = betas[betas <= 1.0] if rich else betas
+        curves.append(Curve("c", f"{name}, predicted", shown, [time_exponent(beta, rich) for beta in shown]))
         for beta in np.arange(0.2, 1.45, 0.2):
             flow = solve_linear_network_flow(PowerLawSpectrum(ALPHA, float(beta)), gamma, [LIMIT])
             measured = float(flow.local_exponent[0])
             expected = time_exponent(float(beta), rich)
             power = (1.0 - beta) / (1.0 + beta) if beta < 1.0 else beta - 1.0
-            near = f"finite time: the deviation falls like tau^-{power:.2f}" if abs(beta - 1.0) > 1e-9 else (
-                "at beta = 1 the exponent is approached like 1/log tau"
-            )
+            near = f"finite time: the deviation falls like tau^-{power:.2f}"
+            if abs(beta - 1.0) < 1e-9:
+                near = "at beta = 1 the exponent is approached like 1/log tau"
             curves.append(
                 Curve(
                     "c",
@@ -238,11 +267,20 @@ def draw(data: FigureData) -> Figure:
     figure, axes = make_panels(data, size=(4.6, 3.6))
     for panel, beta in (("a", HARD), ("b", EASY)):
         ax = axes[panel]
-        draw_curves(ax, data.panel(panel), legend=False)
+        draw_curves(ax, [curve for curve in data.panel(panel) if curve.kind != "guide"], legend=False)
+        for curve in data.panel(panel):
+            if curve.kind == "guide":
+                # Away from the curves, which the label of the lower guide would cross.
+                draw_guide(ax, curve, offset=(-84.0, -12.0) if "1+" in curve.label else (4.0, 4.0))
         ax.set_xlim(1.0, LATE_STEP)
         task = "hard" if beta < 1.0 else "easy"
         ax.set_title(rf"({panel}) {task}, $\beta$ = {beta:g}", loc="left", fontsize="medium")
-    axes["a"].legend(frameon=False, fontsize="small", loc="lower left")
+    handles, labels = axes["a"].get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda index: labels[index] == "theory")
+    axes["a"].legend(
+        [handles[index] for index in order], [labels[index] for index in order], frameon=False, fontsize="small",
+        loc="lower left",
+    )  # fmt: skip
 
     ax = axes["c"]
     for curve in data.panel("c"):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalefield._progress import Progress
-from scalefield.figures._base import BAND, COLOURS, Curve, FigureData, draw_guide, make_panels, math_text
+from scalefield.figures._base import COLOURS, Curve, FigureData, draw_guide, make_panels, math_text
 from scalefield.figures.figure_12 import (
     ALPHA,
     BATCH_SIZE,
@@ -25,6 +25,7 @@ from scalefield.figures.figure_12 import (
     train,
 )
 from scalefield.networks import LinearNetworkRuns, solve_linear_network_flow
+from scalefield.plot import BAND
 from scalefield.scaling import fit_power_law
 from scalefield.spectrum import PowerLawSpectrum
 
@@ -38,6 +39,8 @@ Array = NDArray[np.float64]
 STATISTICS = ("readout_norm", "singular_values", "kernel_distance", "alignment")
 LATE_STEP = 1e7
 _RECORDS = 26
+# Differences below this are not worth a note.
+_NOTED = 0.001
 # Quantities of a panel: the runs' attribute, and what the legend says.
 _READOUT, _SPIKE = ("readout_norm", "|w|^2/N"), ("spike", "spike of A^T A/N")
 
@@ -49,9 +52,8 @@ def compute(quick: bool = False, seed: int = 0, progress: Progress | None = None
     last = 1.0
     for index, (beta, gamma) in enumerate(tasks):
         runs = train(beta, gamma, quick, seed, STATISTICS, _RECORDS)
-        last = float(runs.n_steps)
+        last = max(last, float(runs.n_steps))
         curves += _growth(runs, beta, gamma)
-        # Of a kernel that stays, nothing is seen.
         curves += _features(runs, beta, gamma)
         if progress is not None:
             progress(index + 1, len(tasks))
@@ -66,11 +68,10 @@ def compute(quick: bool = False, seed: int = 0, progress: Progress | None = None
             kind="guide",
         )
     )
-    easy = {"a": HARD, "b": EASY}
     return FigureData(
         "13",
         {
-            **{panel: ("step", r"$|w|^2/N$, spike of $A^T A/N$") for panel in easy},
+            **dict.fromkeys("ab", ("step", r"$|w|^2/N$, spike of $A^T A/N$")),
             "c": ("step", "kernel distance from initial"),
             "d": ("step", "alignment of kernel and task"),
         },
@@ -84,6 +85,7 @@ def compute(quick: bool = False, seed: int = 0, progress: Progress | None = None
             "batch_size": BATCH_SIZE,
             "n_runs": runs.n_runs,
             "n_modes": runs.spectrum.n_modes,
+            "modes beyond n_modes": "noise on the labels",
             "theory": "gradient flow, infinite width and spectrum",
             "exponents": "of |w|^2/N and the spike, negative where they grow",
         },
@@ -107,19 +109,20 @@ def _growth(runs: LinearNetworkRuns, beta: float, gamma: float) -> list[Curve]:
     inside = runs.steps >= 0.1 * runs.n_steps
     steps = runs.steps[inside].astype(np.float64)
     flow = solve_linear_network_flow(task, gamma, LEARNING_RATE * steps)
-    predicted = -growth_exponent(beta) if gamma > 0.0 else 0.0
+    predicted = 0.0 - growth_exponent(beta) if gamma > 0.0 else 0.0
     curves = []
     for name, label in (_READOUT, _SPIKE):
         samples = getattr(runs, name)
         fit = fit_power_law(steps, samples[:, inside], window=None)
         smooth = fit_power_law(steps, flow.readout_norm, window=None).exponent
         note = ""
-        if abs(fit.exponent - predicted) > BAND * fit.standard_error:
+        noticed = max(_NOTED, BAND * fit.standard_error)
+        if abs(fit.exponent - predicted) > noticed:
             note = f"finite time: gradient flow has {smooth:.3f} in this window"
-            if abs(fit.exponent - smooth) > BAND * fit.standard_error:
-                note += "; the rest is noise of SGD, the finite spectrum and 1/N"
+            if abs(fit.exponent - smooth) > noticed:
+                note += "; the rest is noise of SGD, which unbalances the layers, and 1/N"
                 if name == "spike":
-                    note += ": without a spike the largest eigenvalue is the edge (1 + (M/N)^{1/2})^2"
+                    note += ": a small spike is lost in the other eigenvalues, up to (1 + (M/N)^{1/2})^2"
         mean, error = _spread(samples)
         curves.append(
             Curve(
@@ -184,7 +187,7 @@ def draw(data: FigureData) -> Figure:
         if curve.kind == "guide":
             ax.set_xscale("log")
             ax.set_yscale("log")
-            draw_guide(ax, curve)
+            draw_guide(ax, curve, offset=(-98.0, 4.0))
             continue
         colour = colours[curve.parameters["gamma"]]
         easy = curve.parameters["beta"] == EASY and curve.panel in "cd"
@@ -194,7 +197,9 @@ def draw(data: FigureData) -> Figure:
             ax.plot(curve.x[::2], curve.y[::2], "o", color=colour, markersize=3.6, markerfacecolor="white", zorder=4)
         else:
             margin = BAND * curve.standard_error
-            ax.fill_between(curve.x, curve.y - margin, curve.y + margin, color=colour, alpha=0.3, linewidth=0)
+            # A band reaching zero or below would leave a logarithmic axis.
+            lower = np.maximum(curve.y - margin, 1e-3 * curve.y)
+            ax.fill_between(curve.x, lower, curve.y + margin, color=colour, alpha=0.3, linewidth=0)
             ax.plot(curve.x, curve.y, color=colour, linewidth=1.6, zorder=2, alpha=0.6 if easy else 1.0)
     for ax in axes.values():
         ax.set_xscale("log")
@@ -203,7 +208,7 @@ def draw(data: FigureData) -> Figure:
     axes["b"].set_yscale("log")
     axes["b"].set_ylim(axes["a"].get_ylim())
     axes["c"].set_yscale("log")
-    axes["c"].set_ylim(1e-6, 1.0)
+    axes["c"].set_ylim(1e-6, 0.3)
     for panel, beta in (("a", HARD), ("b", EASY)):
         task = "hard" if beta < 1.0 else "easy"
         axes[panel].set_title(rf"({panel}) {task}, $\beta$ = {beta:g}", loc="left", fontsize="medium")
@@ -220,8 +225,8 @@ def draw(data: FigureData) -> Figure:
     axes["a"].legend(handles=[*lines, theory], frameon=False, fontsize="small", loc="upper left", labelspacing=0.25)
     axes["b"].legend(handles=[readout, spike], frameon=False, fontsize="small", loc="upper left")
     tasks = [
-        Line2D([], [], color="black", linestyle=style, linewidth=1.1, label=rf"theory, $\beta$ = {beta:g}")
-        for beta, style in ((HARD, "--"), (EASY, ":"))
+        Line2D([], [], color="black", linestyle="--", linewidth=1.1, label=rf"theory, $\beta$ = {HARD:g}"),
+        Line2D([], [], color="black", linestyle=":", linewidth=1.1, label=rf"theory, $\beta$ = {EASY:g}"),
     ]
-    axes["c"].legend(handles=tasks, frameon=False, fontsize="small", loc="lower right")
+    axes["c"].legend(handles=tasks, frameon=False, fontsize="small", loc="upper left")
     return figure
