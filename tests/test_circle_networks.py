@@ -16,7 +16,7 @@ import pytest
 import scalefield as sf
 from scalefield._native import circle_steps, rng
 from scalefield._threads import single_threaded_blas
-from scalefield.errors import CheckpointWarning, DivergenceError, Interrupted, ScalefieldError
+from scalefield.errors import CheckpointWarning, DivergenceError, InsufficientMemoryError, Interrupted, ScalefieldError
 from scalefield.figures import figure_5
 from scalefield.networks import CircleTask, LossSpike, MultilayerTraining, circle, circle_training, train_multilayer
 from scalefield.scaling import time_exponent
@@ -412,6 +412,11 @@ def test_too_fast_training_diverges_and_keeps_what_was_before():
     assert partial.steps[-1] == caught.value.step
     assert partial.loss.shape == (2, caught.value.step + 1)
     assert np.isfinite(partial.batch_loss).all()
+
+
+def test_too_wide_networks_are_refused():
+    with pytest.raises(InsufficientMemoryError, match="training 1 network"):
+        train_multilayer(TASK, width=10**7)
 
 
 def test_interrupted_training_keeps_finished_runs_and_goes_on(tmp_path, monkeypatch):

@@ -2,13 +2,14 @@ r"""Multilayer perceptrons on the circle, lazy to rich (Sec. 5.1, App. A.1; theo
 
 from __future__ import annotations
 
+import logging
 import os
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from scalefield._files import read_archive
-from scalefield._memory import require_memory
+from scalefield._memory import available_memory, format_bytes, require_memory
 from scalefield._progress import Progress
 from scalefield._steps import as_steps
 from scalefield._threads import single_threaded_blas, thread_count
@@ -19,6 +20,8 @@ from scalefield.networks.circle_task import CircleTask
 from scalefield.networks.circle_training import Checkpoint, Plan, Runs
 
 __all__ = ["train_multilayer"]
+
+logger = logging.getLogger(__name__)
 
 # Steps and runs are words of the random generator's counter.
 _COUNTER_LIMIT = 2**32
@@ -129,7 +132,8 @@ def train_multilayer(
     Notes
     -----
     6 (L - 1) N^2 B operations a step, by BLAS, one run a thread; and 2 (L - 1) N^2 n_test for each recorded step.
-    Memory a thread: (L - 1) N^2 weights and (2 L + 1) N (B + 256) activities. Kernels: n^2 numbers each.
+    Memory a thread: (L - 1) N^2 weights and (2 L + 1) N (B + 256) activities; fewer threads if memory asks. Kernels:
+    n^2 numbers each.
 
     The target is evaluated to 1e-11 by a non-uniform Fourier transform, at 14 points an angle whatever the number of
     modes. F_0 is interpolated between 2^14 angles where gamma N >= 100, to a few 1e-6, and computed at every sample
@@ -164,8 +168,19 @@ def train_multilayer(
     )  # fmt: skip
     n_threads = min(thread_count(), plan.n_seeds)
     require_memory(
-        plan.shared_bytes + n_threads * plan.bytes_per_run,
-        f"training {n_threads} network(s) of width {plan.width} at a time for {plan.n_steps} steps",
+        plan.shared_bytes + plan.bytes_per_run,
+        f"training {plan.n_seeds} network(s) of width {plan.width} for {plan.n_steps} steps",
+    )
+    available = available_memory()
+    if available is not None:
+        n_threads = max(1, min(n_threads, (available - plan.shared_bytes) // plan.bytes_per_run))
+    logger.info(
+        "training %d network(s) of width %d for %d steps on %d thread(s), about %s of memory each",
+        plan.n_seeds,
+        plan.width,
+        plan.n_steps,
+        n_threads,
+        format_bytes(plan.bytes_per_run),
     )
     runs = Runs(plan, None if checkpoint is None else Checkpoint(checkpoint, plan))
     try:

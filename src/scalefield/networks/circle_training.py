@@ -169,8 +169,10 @@ class Worker:
         values = np.empty(self.plan.n_test)
         if not self.evaluate(self.test_angles, values):
             return None
-        error = self.target - (values - self.initial_test)
-        return float(error @ error) / error.size + self.rest
+        # A run that diverges has no finite loss; that is told where its next batch is seen.
+        with np.errstate(over="ignore", invalid="ignore"):
+            error = self.target - (values - self.initial_test)
+            return float(error @ error) / error.size + self.rest
 
     def kernel(self) -> Array:
         r"""gamma^2 N sum_p df df at the plan's angles.
