@@ -455,25 +455,31 @@ def test_bad_flows(arguments, error, message):
 
 @pytest.fixture(scope="module")
 def small_figures():
-    """Figures 12 and 13 with three short runs of fewer modes a curve."""
+    """Figures 12 and 13 with three short runs of fewer modes a curve, of small population steps at a large width."""
 
     def few(beta, gamma, quick, seed, statistics=(), n_records=60):
         task = sf.PowerLawSpectrum(figure_12.ALPHA, beta, n_modes=32)
         beyond = sf.PowerLawSpectrum(figure_12.ALPHA, beta).total_target_power - task.total_target_power
-        steps = np.unique(np.rint(np.geomspace(1.0, 400, 20)))
+        steps = np.unique(np.rint(np.geomspace(1.0, 1600, 20)))
         return train_linear_network(
-            task, 4000, gamma, 0.02, 64, 400, 3, seed, record=steps, statistics=statistics,
+            task, 30_000, gamma, 0.005, math.inf, 1600, 3, seed, record=steps, statistics=statistics,
             label_noise=math.sqrt(beyond),
         )  # fmt: skip
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figure_12, "train", few)
-        patch.setattr(figure_13, "train", few)
+        for module in (figure_12, figure_13):
+            patch.setattr(module, "train", few)
+            patch.setattr(module, "LEARNING_RATE", 0.005)
         return {module: module.compute(quick=True) for module in (figure_12, figure_13)}
 
 
 def test_figures_show_runs_on_their_theory(small_figures):
-    """Within 6%: three runs at B = 64 scatter by about 1%, and 1/N, the cut-off and the step add as much."""
+    """Within 9%.
+
+    While the first mode dominates, to 2 eta t = 2.5, descent is (1 - 2 eta)^{2t} = e^{-4 eta t (1 + eta)}: 2.5% off.
+    Rates scatter by (2/N)^{1/2}, 0.8% a run, so that this loss does by 4%, the mean of three runs by 2.4%; the seed is
+    fixed.
+    """
     for module, names in ((figure_12, ("gamma",)), (figure_13, ("|w|^2/N", "spike"))):
         data = small_figures[module]
         assert set(data.axes) == set("abcd")
@@ -486,8 +492,8 @@ def test_figures_show_runs_on_their_theory(small_figures):
                 smooth = theory[curve.parameters["gamma"]]
                 expected = np.exp(np.interp(np.log(curve.x), np.log(smooth.x), np.log(smooth.y)))
                 # The largest eigenvalue is that of a random matrix before it is the spike.
-                edge = (1.0 + math.sqrt(32 / 4000)) ** 2 if curve.label.startswith("spike") else 0.0
-                np.testing.assert_allclose(curve.y, np.maximum(expected, edge), rtol=0.06)
+                edge = (1.0 + math.sqrt(32 / 30_000)) ** 2 if curve.label.startswith("spike") else 0.0
+                np.testing.assert_allclose(curve.y, np.maximum(expected, edge), rtol=0.09)
     limits = [curve for curve in small_figures[figure_12].panel("c") if "flow" in curve.label]
     assert len(limits) == 14
     for curve in limits:
