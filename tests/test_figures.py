@@ -274,7 +274,7 @@ def test_nothing_is_written_if_drawing_fails(tmp_path, eleven, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["figure", "5"], f"name must be one of {', '.join(FIGURES)} or all, got '5'"),
+        (["figure", "99"], f"name must be one of {', '.join(FIGURES)} or all, got '99'"),
         (["figure"], "Missing argument 'NAME...'."),
         (["figure", "11", "--seed", "-1"], "seed must be an integer of at least 0, got -1"),
     ],
@@ -302,7 +302,7 @@ def test_unwritable_folder_is_refused_before_anything_is_computed(tmp_path, monk
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (("5", "out"), ValueError, "name must be one of 1, "),
+        (("99", "out"), ValueError, "name must be one of 1, "),
         (("11", "out", 1), TypeError, "quick must be True or False, got 1"),
         (("11", "out", False, -1), ValueError, "seed must be an integer of at least 0, got -1"),
     ],

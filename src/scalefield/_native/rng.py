@@ -45,6 +45,12 @@ stream         value  counter                                 lane
                       linear network's batch gradient across
                       its error; (b // 4, 1, step, run),      b % 4
                       sample b along the error
+`ANGLES`       12     (b // 4, 0, step, run) for the angle    b % 4
+                      of sample b, a word
+`NETWORK`      13     (j // 4, i, run, l), the weight of      j % 4
+                      unit i of layer l for the unit j
+                      below; the readout is unit 0 of the
+                      last layer
 =============  =====  ======================================  ==================
 
 Other features than Gaussian ones take one word each, word k % 4 of the same block: their sign is the word's highest
@@ -75,6 +81,7 @@ from numpy.typing import NDArray
 from scalefield._native.jit import float64, float64_pair, four_words, int64, jit, precisions, uint64, void
 
 __all__ = [
+    "ANGLES",
     "BATCHES",
     "DATA",
     "DATA_NOISE",
@@ -83,6 +90,7 @@ __all__ = [
     "GIVEN",
     "GRADIENT",
     "LABEL_NOISE",
+    "NETWORK",
     "PROBABILITY",
     "PROJECTION",
     "RADEMACHER",
@@ -109,6 +117,8 @@ DATA_NOISE = 7
 BATCHES = 8
 READOUT = 9
 GRADIENT = 10
+ANGLES = 12
+NETWORK = 13
 
 # Kinds of features.
 GAUSSIAN = 0

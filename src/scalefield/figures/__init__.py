@@ -27,6 +27,7 @@ FIGURES = MappingProxyType(
         "2": "scalefield.figures.figure_2",
         "3": "scalefield.figures.figure_3",
         "4": "scalefield.figures.figure_4",
+        "5": "scalefield.figures.figure_5",
         "7": "scalefield.figures.figure_7",
         "8": "scalefield.figures.figure_8",
         "11": "scalefield.figures.figure_11",
