@@ -6,7 +6,7 @@ Exact dynamical mean-field theory and stochastic simulation of the model of Bord
 
 from importlib.metadata import version as _version
 
-from scalefield import datasets, errors, figures, kernels, plot, scaling
+from scalefield import datasets, errors, figures, kernels, networks, plot, scaling
 from scalefield.contour import ContourMeasure
 from scalefield.dmft import DMFTSolution, solve_dmft
 from scalefield.flow import FlowSolution, solve_gradient_flow
@@ -33,6 +33,7 @@ __all__ = [
     "errors",
     "figures",
     "kernels",
+    "networks",
     "plot",
     "scaling",
     "simulate",

@@ -39,6 +39,12 @@ stream         value  counter                                 lane
                       of a batch is; (mu // 4, 1, epoch,
                       run), the key by which an epoch is
                       sorted
+`READOUT`      9      (i // 4, 0, run, 0) for w(0)_i of a     i % 4
+                      trained network
+`GRADIENT`     10     (k // 4, 0, step, run) for mode k of a  k % 4
+                      linear network's batch gradient across
+                      its error; (b // 4, 1, step, run),      b % 4
+                      sample b along the error
 =============  =====  ======================================  ==================
 
 Other features than Gaussian ones take one word each, word k % 4 of the same block: their sign is the word's highest
@@ -72,10 +78,12 @@ __all__ = [
     "FEATURES",
     "GAUSSIAN",
     "GIVEN",
+    "GRADIENT",
     "LABEL_NOISE",
     "PROBABILITY",
     "PROJECTION",
     "RADEMACHER",
+    "READOUT",
     "REDUCED",
     "REST",
     "TAIL",
@@ -96,6 +104,8 @@ TAIL = 5
 DATA = 6
 DATA_NOISE = 7
 BATCHES = 8
+READOUT = 9
+GRADIENT = 10
 
 # Kinds of features.
 GAUSSIAN = 0
