@@ -1,10 +1,13 @@
-"""Trained networks, lazy against rich: linear networks, and how kernels evolve and align with a task."""
+"""Trained networks, lazy against rich: linear and deep networks, and how kernels evolve and align with a task."""
 
+from scalefield.networks._torch_results import DeepNetworkRuns
 from scalefield.networks.features import PowerDistribution, cumulative_power, kernel_alignment, kernel_distance
 from scalefield.networks.linear import solve_linear_network_flow, train_linear_network
 from scalefield.networks.linear_results import LinearNetworkFlow, LinearNetworkRuns
+from scalefield.networks.vision import train_vision_network, vision_kernel
 
 __all__ = [
+    "DeepNetworkRuns",
     "LinearNetworkFlow",
     "LinearNetworkRuns",
     "PowerDistribution",
@@ -13,4 +16,6 @@ __all__ = [
     "kernel_distance",
     "solve_linear_network_flow",
     "train_linear_network",
+    "train_vision_network",
+    "vision_kernel",
 ]
