@@ -27,8 +27,10 @@ FIGURES = MappingProxyType(
         "2": "scalefield.figures.figure_2",
         "3": "scalefield.figures.figure_3",
         "4": "scalefield.figures.figure_4",
+        "6": "scalefield.figures.figure_6",
         "7": "scalefield.figures.figure_7",
         "8": "scalefield.figures.figure_8",
+        "9": "scalefield.figures.figure_9",
         "11": "scalefield.figures.figure_11",
     }
 )

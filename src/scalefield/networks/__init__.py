@@ -2,6 +2,7 @@
 
 from scalefield.networks._torch_results import DeepNetworkRuns
 from scalefield.networks.features import PowerDistribution, cumulative_power, kernel_alignment, kernel_distance
+from scalefield.networks.language import train_language_model
 from scalefield.networks.linear import solve_linear_network_flow, train_linear_network
 from scalefield.networks.linear_results import LinearNetworkFlow, LinearNetworkRuns
 from scalefield.networks.vision import train_vision_network, vision_kernel
@@ -15,6 +16,7 @@ __all__ = [
     "kernel_alignment",
     "kernel_distance",
     "solve_linear_network_flow",
+    "train_language_model",
     "train_linear_network",
     "train_vision_network",
     "vision_kernel",
