@@ -103,8 +103,8 @@ def compute(
         every.append(
             train_vision_network(
                 architecture, size["width"], gamma, _LEARNING_RATE, _BATCH_SIZE, size["n_steps"], size["n_runs"], seed,
-                data=data, target=target, n_test=size["n_test"], n_probe=size["n_probe"], dtype="float32", device=device,
-                progress=report,
+                data=data, target=target, n_test=size["n_test"], n_probe=size["n_probe"], dtype="float32",
+                device=device, progress=report,
             )
         )  # fmt: skip
     curves = _loss_curves(every, prediction, bends)
@@ -143,7 +143,7 @@ def _named_stream() -> ImageStream | None:
 
 
 def loss_curve(runs: DeepNetworkRuns, predicted: float | None, why: str) -> Curve:
-    """Test loss of one richness, with the exponent of its last decade; a note says where it is not the predicted one."""
+    """Test loss of one richness with the exponent of its last decade; a note says where it is not the predicted one."""
     steps = runs.steps[1:].astype(float)
     window = (steps[-1] / _DECADE, steps[-1])
     losses = runs.loss[:, 1:]
@@ -156,8 +156,8 @@ def loss_curve(runs: DeepNetworkRuns, predicted: float | None, why: str) -> Curv
     stream = float(runs.stream_loss[:, -1].mean())
     if stream < 0.9 * float(runs.mean[-1]):
         notes.append(
-            f"no longer online: {stream:.3g} on the training stream beside {float(runs.mean[-1]):.3g} on the test set at "
-            f"the end"
+            f"no longer online: at the end {stream:.3g} on the training stream beside {float(runs.mean[-1]):.3g} on the "
+            f"test set"
         )
     return Curve(
         "a", f"gamma = {runs.gamma:g}", steps, runs.mean[1:], runs.standard_error[1:] if runs.n_runs > 1 else None,
@@ -229,6 +229,6 @@ def label_values(ax: Any) -> None:
     low, high = ax.get_ylim()
     ax.set_ylim(low * (low / high) ** 0.6, high)
     plain = FuncFormatter(lambda value, _: f"{value:g}")
-    ax.yaxis.set_minor_locator(LogLocator(subs=[2.0, 3.0, 5.0, 7.0]))
+    ax.yaxis.set_minor_locator(LogLocator(subs=[1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0]))
     ax.yaxis.set_minor_formatter(plain)
     ax.yaxis.set_major_formatter(plain)

@@ -3,8 +3,8 @@
 The paper trains a deep transformer on words; here a small one learns the characters of Python's own sources, or of the
 text file that the environment variable SCALEFIELD_TEXT names. It needs PyTorch.
 
-Theory is of the squared error, and no kernel's spectrum predicts the cross-entropy, which ends at the entropy of the text
-and not at 0. What is compared is what the paper compares: whether the exponent beta of the lazy curve becomes
+Theory is of the squared error, and no kernel's spectrum predicts the cross-entropy, which ends at the entropy of the
+text and not at 0. What is compared is what the paper compares: whether the exponent beta of the lazy curve becomes
 chi(beta) = 2 beta/(1 + beta), nearly twice it, in the rich one.
 """
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scalefield._progress import Progress
-from scalefield.figures._base import Curve, FigureData, draw_curves, make_panels, power_law_guide
+from scalefield.figures._base import FigureData, draw_curves, make_panels, power_law_guide
 from scalefield.figures.figure_6 import label_values, loss_curve
 from scalefield.networks import DeepNetworkRuns, train_language_model
 from scalefield.scaling import time_exponent
@@ -83,9 +83,8 @@ def compute(
         )  # fmt: skip
     lazy = loss_curve(every[0], None, "").measured_exponent
     rich = time_exponent(lazy, True) if lazy is not None and lazy > 0.0 else None
-    curves: list[Curve] = []
-    for runs in every:
-        curves.append(loss_curve(runs, rich if runs is every[-1] else None, " from the lazy one; it has no entropy floor"))
+    why = " from the lazy one, which assumes a loss that ends at 0"
+    curves = [loss_curve(runs, rich if runs is every[-1] else None, why) for runs in every]
     if rich is not None:
         start, stop = curves[-1].window or (1.0, 1.0)
         at = (start, float(np.interp(np.log(start), np.log(curves[-1].x), curves[-1].y)))

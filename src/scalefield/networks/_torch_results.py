@@ -48,8 +48,8 @@ class DeepNetworkRuns:
     loss : ndarray, shape (n_runs, T)
         Test loss, on data that training never sees.
     stream_loss : ndarray, shape (n_runs, T)
-        The same on a fixed sample from what training draws from. Where it is lower than `loss`, training has gone through
-        its source so often that it is no longer online.
+        The same on a fixed sample from what training draws from. Where it is lower than `loss`, training has gone
+        through its source so often that it is no longer online.
     probe_steps : ndarray of int64, shape (K,)
         Steps at which the kernel was recorded; none unless asked for.
     probe_kernels : ndarray, shape (n_runs, K, P, P)

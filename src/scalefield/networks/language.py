@@ -74,8 +74,8 @@ def train_language_model(
     .. math::
         f = \frac{g - g_0}{\gamma}, \qquad \theta \leftarrow \theta - \eta \gamma^2 N\, \partial_\theta L,
 
-    with L the mean over positions of the cross-entropy of softmax(f), or half the squared error. Predictions are uniform
-    at first, L = log(n_characters + 1); outputs move at a rate that neither gamma nor, as N grows, N changes, and
+    with L the mean over positions of the cross-entropy of softmax(f), or half the squared error. Predictions are
+    uniform at first, L = log(n_characters + 1); outputs move at a rate that neither gamma nor, as N grows, N changes, and
     features by an amount proportional to gamma.
 
     Parameters
@@ -99,8 +99,8 @@ def train_language_model(
         Loss in nats, or squared error of one-hot characters less their mean 1/outputs, summed over outputs.
     corpus : path, optional
         A text file, UTF-8; its last tenth is held out. Default: the modules at the top of Python's own library
-        (``sysconfig.get_path("stdlib")``, files *.py in the order of their names), every 20th of which is held out: some
-        4.5 million characters, depending on Python's version; `settings` of the result has the number and a checksum.
+        (``sysconfig.get_path("stdlib")``, files *.py in the order of their names), every 20th of which is held out:
+        some 4.5 million characters, depending on Python's version; `settings` of the result has the number and a checksum.
     n_characters : int
         The most frequent characters of the training text, each with an output; all others share one more.
     n_test : int
@@ -145,7 +145,8 @@ def train_language_model(
     -----
     Sequences begin anywhere in the training text, with replacement: training is online while batch_size x context x
     steps is small beside the text, and `DeepNetworkRuns.stream_loss` tells. Scores of attention divided by d, not its
-    root, leave features' changes of order gamma at any width; the share of Q and K in the initial kernel is of order 1/d.
+    root, leave features' changes of order gamma at any width; the share of Q and K in the initial kernel is of order
+    1/d.
     Runs repeat as those of `train_vision_network`.
 
     References

@@ -193,7 +193,9 @@ def train_vision_network(
         dtype=dtype,
         device=device,
     )
-    images = _images(torch, data, test, shift, noise, recipe.seed, recipe.n_test)
+    # The scale of the pixels, too, must not depend on the number of threads.
+    with deterministic(torch):
+        images = _images(torch, data, test, shift, noise, recipe.seed, recipe.n_test)
     problem = _Vision(torch, architecture, width, n_blocks, images, target)
     return train(torch, problem, recipe, checkpoint=checkpoint, progress=progress)
 
@@ -248,13 +250,13 @@ def vision_kernel(
     torch = require_torch()
     n_samples = as_count("n_samples", n_samples, minimum=2)
     number = as_seed("seed", seed)
-    images = _images(torch, data, None, shift, noise, number, 0)
-    problem = _Vision(torch, architecture, width, n_blocks, images, target)
     recipe = Recipe.checked(
         gamma=1.0, learning_rate=1.0, batch_size=1, n_steps=1, n_runs=1, seed=number, record="all", n_probe=0,
         probe_record=None, n_test=1, centred=True, dtype="float64", device=device,
     )  # fmt: skip
     with deterministic(torch):
+        images = _images(torch, data, None, shift, noise, number, 0)
+        problem = _Vision(torch, architecture, width, n_blocks, images, target)
         inputs, labels = images.distinct(n_samples, generator(torch, number, KERNEL))
         weights = initial_parameters(torch, problem, recipe, 0)
         kernel = empirical_kernel(torch, problem, weights, inputs.to(device))
@@ -361,7 +363,14 @@ class _Streamed(_Images):
     """A stream on disk, less the images held out, or with a stream of its own for tests."""
 
     def __init__(
-        self, torch: Any, data: ImageStream, test: ImageStream | None, shift: float, noise: float, seed: int, n_test: int
+        self,
+        torch: Any,
+        data: ImageStream,
+        test: ImageStream | None,
+        shift: float,
+        noise: float,
+        seed: int,
+        n_test: int,
     ) -> None:
         super().__init__(torch, shift, noise)
         if len(data.shape) not in (2, 3):
