@@ -11,10 +11,12 @@ import sys
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from scipy import ndimage
 
 import scalefield as sf
 from scalefield import datasets, networks
+from scalefield.cli import commands
 from scalefield.errors import BackendUnavailableError, DatasetError, DivergenceError, Interrupted, ScalefieldError
 from scalefield.networks import DeepNetworkRuns, train_language_model, train_vision_network, vision_kernel
 
@@ -468,6 +470,75 @@ def test_kernel_predicts_lazy_training(torch):
     flow = sf.solve_gradient_flow(sf.Model(spectrum, gamma=0.0), runs.times[1:])
     assert runs.loss[0, 1] < 0.87
     np.testing.assert_allclose(flow.loss, runs.loss[0, 1:], rtol=0.1)
+
+
+def test_images_in_colour(torch, tmp_path):
+    """Channels come first, in the right places: a network of 3 channels sees the pixels of the file."""
+    from scalefield.networks import vision
+
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3)).astype(np.uint8)
+    np.savez(tmp_path / "cifar5m_part0.npz", X=pixels, Y=np.arange(40) % 10)
+    data = datasets.load_cifar5m(tmp_path)
+    images = vision._images(torch, data, None, 0.0, 0.0, 0, 8)
+    found = images.distinct(images.n_train, torch.Generator().manual_seed(0))[0].numpy() * images.scale + images.mean
+    expected = np.moveaxis(pixels[images.training], 3, 1) / 255.0
+    np.testing.assert_allclose(np.sort(found, axis=0), np.sort(expected, axis=0), atol=1e-12)
+    runs = train_vision_network("residual", 2, n_steps=1, batch_size=4, data=data, n_test=8, seed=0, n_blocks=3)
+    np.testing.assert_allclose(runs.loss[0, 0], 0.9, rtol=1e-12)
+
+
+def test_figures(torch, text, monkeypatch):
+    from scalefield.figures import figure_6, figure_9
+
+    size = {"width": 4, "n_steps": 40, "n_runs": 2, "n_test": 32}
+    monkeypatch.setattr(figure_6, "_QUICK", {**size, "n_samples": 160, "n_probe": 2})
+    monkeypatch.setattr(figure_9, "_QUICK", {**size, "context": 4})
+    monkeypatch.setenv("SCALEFIELD_TEXT", str(text))
+    calls = []
+    data = figure_6.compute(True, 0, lambda *call: calls.append(call))
+    labels = [text.get_text() for text in figure_6.draw(data).axes[0].get_legend().get_texts()]
+    assert labels[:4] == [r"$\gamma$ = 0.05", r"$\gamma$ = 0.3", r"$\gamma$ = 1", "lazy theory, from the kernel"]
+    assert [label.split(":")[0] for label in labels[4:]] == ["lazy exponent predicted", "rich exponent predicted"]
+    assert calls[-1] == (240, 240)
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+    curves = [curve for curve in data.panel("a") if curve.kind == "simulation"]
+    assert [curve.parameters["gamma"] for curve in curves] == [0.05, 0.3, 1.0]
+    beta = float(data.settings["beta"].split(",")[0])
+    np.testing.assert_allclose(curves[0].predicted_exponent, beta, rtol=1e-3)
+    np.testing.assert_allclose(curves[2].predicted_exponent, 2 * beta / (1 + beta), rtol=1e-3)
+    # What is drawn is what a call of one's own gives.
+    runs = train_vision_network(
+        "cnn", 4, 0.3, 0.5, 64, 40, 2, 0, target="parity", n_test=32, n_probe=2, dtype="float32"
+    )
+    np.testing.assert_array_equal(curves[1].y, runs.mean[1:])
+    slope = -np.polyfit(np.log(runs.steps[4:]), np.log(runs.mean[4:]), 1)[0]
+    np.testing.assert_allclose(curves[1].measured_exponent, slope, rtol=1e-6)
+    data = figure_9.compute(True, 0)
+    assert len(figure_9.draw(data).axes) == 1
+    first, *_, last = (curve for curve in data.curves if curve.kind == "simulation")
+    assert first.predicted_exponent is None
+    if first.measured_exponent > 0.0:
+        beta = first.measured_exponent
+        np.testing.assert_allclose(last.predicted_exponent, 2 * beta / (1 + beta))
+
+
+def test_all_figures_are_made_without_torch_but_those_that_need_it(tmp_path, monkeypatch):
+    made = []
+
+    def write(name, out, quick, seed, progress):
+        if name in ("6", "9"):
+            raise BackendUnavailableError("deep networks need PyTorch: pip install 'scalefield[nn]'")
+        made.append(name)
+        return sf.figures.FigureData(name, {}, ())
+
+    monkeypatch.setattr("scalefield.figures.write", write)
+    arguments = ["figure", "all", "--out", str(tmp_path)]
+    result = CliRunner().invoke(commands, arguments, standalone_mode=False)
+    assert result.return_value == 0
+    assert made == [name for name in sf.figures.FIGURES if name not in ("6", "9")]
+    assert "figure 6 left out: deep networks need PyTorch: pip install 'scalefield[nn]'" in result.output
+    result = CliRunner().invoke(commands, ["figure", "6", "--out", str(tmp_path)], standalone_mode=False)
+    assert isinstance(result.exception, BackendUnavailableError)
 
 
 def test_everything_is_public():

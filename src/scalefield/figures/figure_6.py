@@ -156,7 +156,7 @@ def loss_curve(runs: DeepNetworkRuns, predicted: float | None, why: str) -> Curv
     stream = float(runs.stream_loss[:, -1].mean())
     if stream < 0.9 * float(runs.mean[-1]):
         notes.append(
-            f"no longer online: at the end {stream:.3g} on the training stream beside {float(runs.mean[-1]):.3g} on the "
+            f"no longer online: at the end {stream:.3g} on the training stream and {float(runs.mean[-1]):.3g} on the "
             f"test set"
         )
     return Curve(
@@ -175,7 +175,14 @@ def _loss_curves(every: list[DeepNetworkRuns], prediction: KernelPrediction, ben
     flow = prediction.lazy
     steps = flow.times / every[0].learning_rate
     kept = flow.times <= prediction.resolved_time
-    curves.append(Curve("a", "lazy theory, from the kernel", steps[kept], flow.loss[kept], parameters={"gamma": 0.0}))
+    theory = fit_power_law(steps[kept], flow.loss[kept], window=(0.1 * steps[kept][-1], steps[kept][-1]))
+    curves.append(
+        Curve(
+            "a", "lazy theory, from the kernel", steps[kept], flow.loss[kept], parameters={"gamma": 0.0},
+            predicted_exponent=exponents[0], measured_exponent=theory.exponent, window=theory.window,
+            note="slope of the theory's own curve at finite time, beside the exponent fitted to the spectrum",
+        )
+    )  # fmt: skip
     for curve, exponent, name in ((curves[0], exponents[0], "lazy"), (curves[len(every) - 1], exponents[1], "rich")):
         start, stop = curve.window or (curve.x[0], curve.x[-1])
         at = (start, float(np.interp(np.log(start), np.log(curve.x), curve.y)))

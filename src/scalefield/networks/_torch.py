@@ -27,9 +27,7 @@ def require_torch() -> Any:
     try:
         import torch
     except ImportError as error:
-        raise BackendUnavailableError(
-            f"deep networks need PyTorch: pip install 'scalefield[nn]' ({error})"
-        ) from error
+        raise BackendUnavailableError(f"deep networks need PyTorch: pip install 'scalefield[nn]' ({error})") from error
     return torch
 
 

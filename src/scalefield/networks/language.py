@@ -75,8 +75,8 @@ def train_language_model(
         f = \frac{g - g_0}{\gamma}, \qquad \theta \leftarrow \theta - \eta \gamma^2 N\, \partial_\theta L,
 
     with L the mean over positions of the cross-entropy of softmax(f), or half the squared error. Predictions are
-    uniform at first, L = log(n_characters + 1); outputs move at a rate that neither gamma nor, as N grows, N changes, and
-    features by an amount proportional to gamma.
+    uniform at first, L = log(n_characters + 1); outputs move at a rate that neither gamma nor, as N grows, N changes,
+    and features by an amount proportional to gamma.
 
     Parameters
     ----------
@@ -100,7 +100,8 @@ def train_language_model(
     corpus : path, optional
         A text file, UTF-8; its last tenth is held out. Default: the modules at the top of Python's own library
         (``sysconfig.get_path("stdlib")``, files *.py in the order of their names), every 20th of which is held out:
-        some 4.5 million characters, depending on Python's version; `settings` of the result has the number and a checksum.
+        some 4.5 million characters, depending on Python's version; `settings` of the result has the number and a
+        checksum.
     n_characters : int
         The most frequent characters of the training text, each with an output; all others share one more.
     n_test : int
