@@ -490,8 +490,8 @@ def test_images_in_colour(torch, tmp_path):
 def test_figures(torch, text, monkeypatch):
     from scalefield.figures import figure_6, figure_9
 
-    size = {"width": 4, "n_steps": 40, "n_runs": 2, "n_test": 32}
-    monkeypatch.setattr(figure_6, "_QUICK", {**size, "n_samples": 160, "n_probe": 2})
+    size = {"width": 4, "n_steps": 12, "n_runs": 2, "n_test": 32}
+    monkeypatch.setattr(figure_6, "_QUICK", {**size, "n_samples": 160, "n_probe": 4})
     monkeypatch.setattr(figure_9, "_QUICK", {**size, "context": 4})
     monkeypatch.setenv("SCALEFIELD_TEXT", str(text))
     calls = []
@@ -499,7 +499,7 @@ def test_figures(torch, text, monkeypatch):
     labels = [text.get_text() for text in figure_6.draw(data).axes[0].get_legend().get_texts()]
     assert labels[:4] == [r"$\gamma$ = 0.05", r"$\gamma$ = 0.3", r"$\gamma$ = 1", "lazy theory, from the kernel"]
     assert [label.split(":")[0] for label in labels[4:]] == ["lazy exponent predicted", "rich exponent predicted"]
-    assert calls[-1] == (240, 240)
+    assert calls[-1] == (72, 72)
     assert [done for done, _ in calls] == sorted(done for done, _ in calls)
     curves = [curve for curve in data.panel("a") if curve.kind == "simulation"]
     assert [curve.parameters["gamma"] for curve in curves] == [0.05, 0.3, 1.0]
@@ -508,10 +508,11 @@ def test_figures(torch, text, monkeypatch):
     np.testing.assert_allclose(curves[2].predicted_exponent, 2 * beta / (1 + beta), rtol=1e-3)
     # What is drawn is what a call of one's own gives.
     runs = train_vision_network(
-        "cnn", 4, 0.3, 0.5, 64, 40, 2, 0, target="parity", n_test=32, n_probe=2, dtype="float32"
+        "cnn", 4, 0.3, 0.5, 64, 12, 2, 0, target="parity", n_test=32, n_probe=4, dtype="float32"
     )
     np.testing.assert_array_equal(curves[1].y, runs.mean[1:])
-    slope = -np.polyfit(np.log(runs.steps[4:]), np.log(runs.mean[4:]), 1)[0]
+    # Steps 2 to 12: the last decade.
+    slope = -np.polyfit(np.log(runs.steps[2:]), np.log(runs.mean[2:]), 1)[0]
     np.testing.assert_allclose(curves[1].measured_exponent, slope, rtol=1e-6)
     data = figure_9.compute(True, 0)
     assert len(figure_9.draw(data).axes) == 1
