@@ -239,8 +239,10 @@ def test_held_out_digits_never_appear_in_training(torch):
     for _ in range(25):
         pixels, numbers = next(batches)
         seen |= origins(pixels)
-        assert numbers.tolist() == [labels[of_pixels[image.tobytes()]] for image in
-                                    np.rint((pixels.numpy()[:, 0] * images.scale + images.mean) * 16).astype(np.uint8)]
+        assert numbers.tolist() == [
+            labels[of_pixels[image.tobytes()]]
+            for image in np.rint((pixels.numpy()[:, 0] * images.scale + images.mean) * 16).astype(np.uint8)
+        ]
     assert len(seen) > 1400
     assert seen <= set(images.training.tolist())
     assert origins(images.drawn(300, generator(torch, 1), held_out=True)[0]) <= set(images.held_out.tolist())
