@@ -11,6 +11,7 @@ import click
 
 from scalefield import figures
 from scalefield.cli._console import make_folder, progress_bars, tell_warnings
+from scalefield.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -66,6 +67,12 @@ def figure(names: tuple[str, ...], out: Path, quick: bool, seed: int) -> int:
                 told = f"; written before: {', '.join(finished)}" if finished else ""
                 errors.print(f"scalefield: interrupted in figure {name}{told}", soft_wrap=True, highlight=False)
                 return 130
+            except BackendUnavailableError as error:
+                if "all" not in names:
+                    raise
+                # What an optional package is missing for must not keep the others from being made.
+                errors.print(f"scalefield: warning: figure {name} left out: {error}", soft_wrap=True, markup=False)
+                continue
         tell_warnings(errors, caught)
         finished.append(name)
         _print_table(console, data)
