@@ -47,7 +47,7 @@ def data():
 def test_registry_names_the_modules_that_are_there():
     files = {entry.name for entry in resources.files("scalefield.figures").iterdir()}
     modules = {name.removesuffix(".py") for name in files if name.startswith("figure_") and name.endswith(".py")}
-    assert modules <= {module.rpartition(".")[2] for module in FIGURES.values()}
+    assert modules == {module.rpartition(".")[2] for module in FIGURES.values()}
     for module in modules:
         loaded = import_module(f"scalefield.figures.{module}")
         assert callable(loaded.compute)
