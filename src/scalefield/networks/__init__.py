@@ -1,4 +1,4 @@
-"""Trained networks, lazy against rich: linear, on the circle, and deep ones; how kernels evolve and align with a task."""
+"""Trained networks, lazy against rich: linear, on the circle, deep; how kernels evolve and align with a task."""
 
 from scalefield.networks._torch_results import DeepNetworkRuns
 from scalefield.networks.circle import train_multilayer

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from scalefield._memory import available_memory, format_bytes, require_memory
 from scalefield._progress import Progress
+from scalefield._projection import projection_rows
 from scalefield._threads import thread_count
 from scalefield.model import Model
 from scalefield.networks.linear_results import LinearNetworkRuns
@@ -218,11 +219,10 @@ class Training:
 
     def _draw(self, run: int, first: int, weights_out: Array, readout_out: Array) -> None:
         """Rows `first`... of A(0) and w(0)."""
-        from scalefield._native import literal_steps, rng
+        from scalefield._native import rng
 
-        transposed = np.empty(weights_out.shape[::-1])
-        literal_steps.fill_projection_block(*rng.stream_key(self.plan.seed, rng.PROJECTION), run, 0, first, transposed)
-        weights_out[...] = transposed.T
+        n_rows, n_modes = weights_out.shape
+        weights_out[...] = projection_rows(self.plan.seed, run, 0, n_modes, n_rows, first).T
         readout = np.empty(readout_out.size)
         key = rng.stream_key(self.plan.seed, rng.READOUT)
         rng.fill_normals(*key, np.uint64(0), np.uint64(run), np.uint64(0), np.uint64(first // 4), readout)
