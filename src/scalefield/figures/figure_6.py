@@ -234,6 +234,7 @@ def label_values(ax: Any) -> None:
     low, high = ax.get_ylim()
     ax.set_ylim(low * (low / high) ** 0.6, high)
     plain = FuncFormatter(lambda value, _: f"{value:g}")
-    ax.yaxis.set_minor_locator(LogLocator(subs=[1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0]))
+    within = [2.0, 5.0] if high > 5.0 * low else [1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0]
+    ax.yaxis.set_minor_locator(LogLocator(subs=within))
     ax.yaxis.set_minor_formatter(plain)
     ax.yaxis.set_major_formatter(plain)
