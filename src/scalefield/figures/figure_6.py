@@ -212,20 +212,18 @@ def draw(data: FigureData) -> Figure:
     figure, panels = make_panels(data, n_columns=3, size=(4.2, 3.8))
     for name, ax in panels.items():
         curves = data.panel(name)
-        if name == "b":
-            # A band that reaches zero would take the axis down with it.
-            lowest = min(float(curve.y.min()) for curve in curves)
-            ax.set_ylim(bottom=0.5 * lowest)
         draw_curves(ax, [curve for curve in curves if curve.kind != "guide"], legend=False, log=False)
         guides = [curve for curve in curves if curve.kind == "guide"]
         for curve, style in zip(guides, (":", "-."), strict=False):
             ax.plot(curve.x, curve.y, style, color="0.35", linewidth=1.2, zorder=4, label=curve.label)
         ax.set_xscale("log")
-        if name in ("a", "b"):
-            ax.set_yscale("log")
         if name == "a":
+            ax.set_yscale("log")
             label_values(ax)
-        ax.legend(frameon=False, fontsize="small", loc="lower left" if name == "a" else "upper left")
+            ax.legend(frameon=False, fontsize="small", loc="lower left")
+        else:
+            # Colours are those of panel a.
+            ax.set_ylim(bottom=0.0)
     return figure
 
 
@@ -236,6 +234,7 @@ def label_values(ax: Any) -> None:
     low, high = ax.get_ylim()
     ax.set_ylim(low * (low / high) ** 0.6, high)
     plain = FuncFormatter(lambda value, _: f"{value:g}")
-    ax.yaxis.set_minor_locator(LogLocator(subs=[1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0]))
+    within = [2.0, 5.0] if high > 5.0 * low else [1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0]
+    ax.yaxis.set_minor_locator(LogLocator(subs=within))
     ax.yaxis.set_minor_formatter(plain)
     ax.yaxis.set_major_formatter(plain)
