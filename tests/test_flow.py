@@ -74,9 +74,11 @@ def flow_reference(s, mass, times, *, gamma, atom=0.0, probes=()):
         b_x = gamma * (ratio * mass * (y - x) - inner * ratio**2 * gamma * n_x / root)
         return np.diag(b - a * s) - np.outer(s * x, a_x) - np.outer(y, b_x)
 
-    result = solve_ivp(
-        slope, (0.0, times[-1]), np.ones(s.size), "Radau", times, rtol=1e-11, atol=1e-15, jac=jacobian
-    )
+    # Many small systems of equations, which threads of BLAS make slower, on a busy machine a hundred times.
+    with threadpool_limits(1, "blas"):
+        result = solve_ivp(
+            slope, (0.0, times[-1]), np.ones(s.size), "Radau", times, rtol=1e-11, atol=1e-15, jac=jacobian
+        )
     assert result.success
     x = result.y.T
     a, _ = np.array([scales(1.0 - row) for row in x]).T
