@@ -110,7 +110,7 @@ class DeterministicEquivalent:
         """kappa at z = 0: sum_k lambda_k/(kappa_0 + lambda_k) = N, or 0 if N >= M."""
         if self.width >= self.n_modes:
             return 0.0
-        return _solve_kappa_0(self._nodes, self.width, self.n_modes)
+        return _solve_kappa_0(self._nodes, self.width)
 
     @cached_property
     def atom(self) -> float:
@@ -649,35 +649,37 @@ def _explicit_nodes(spectrum: Spectrum, width: float) -> _Nodes:
     )
 
 
-def _solve_kappa_0(nodes: _Nodes, width: float, n_modes: float) -> float:
-    """Root of S_1(kappa) = N in log kappa by Newton's method, kept inside a bracket that it narrows.
+def _solve_kappa_0(nodes: _Nodes, width: float) -> float:
+    r"""Root of S_1(kappa) = N in log kappa by Newton's method, kept inside a bracket that it narrows.
 
-    Where more than half of the modes are learned, of sum_k kappa/(kappa + lambda_k) = M - N instead.
+    As P = Q with both positive, for n modes above kappa: S_1 - N = P - Q,
+
+    .. math::
+        P = \sum_{\lambda_k \le \kappa} \frac{\lambda_k}{\kappa+\lambda_k} + (n - N)_+ , \qquad
+        Q = \sum_{\lambda_k > \kappa} \frac{\kappa}{\kappa+\lambda_k} + (N - n)_+ .
+
+    In a gap of the spectrum with N modes above it both are far below rounding of S_1.
     """
     x, c = nodes.eigenvalues, nodes.counts
-    complement = 2.0 * width > n_modes
-    target = n_modes - width if complement else width
     # kappa_0 < tr Lambda / N since kappa S_1 < tr Lambda.
     log_kappa = math.log(nodes.trace / width)
     low, high = -math.inf, log_kappa
     for _ in range(400):
         kappa = math.exp(log_kappa)
-        part = c * (x / (kappa + x))
-        rest = kappa / (kappa + x)
-        if complement:
-            value = float(c @ rest)
-            # d/dlog(kappa) of log of sum c kappa/(kappa+lambda)
-            slope = float(part @ rest) / value
-        else:
-            value = float(part.sum())
-            slope = -float(part @ rest) / value
-        gap = math.log(value / target)
-        if (gap > 0.0) == complement:
-            high = min(high, log_kappa)
-        else:
+        large = x > kappa
+        learned, rest = x / (kappa + x), kappa / (kappa + x)
+        surplus = float(c[large].sum()) - width
+        gain = float(c[~large] @ learned[~large]) + max(surplus, 0.0)
+        loss = float(c[large] @ rest[large]) + max(-surplus, 0.0)
+        change = c * learned * rest
+        slope = float(change[~large].sum()) / gain + float(change[large].sum()) / loss
+        gap = math.log(gain / loss)
+        if gap > 0.0:
             low = max(low, log_kappa)
+        else:
+            high = min(high, log_kappa)
         # Both sums are flat far from the root.
-        new = log_kappa - max(-5.0, min(5.0, gap / slope))
+        new = log_kappa + max(-5.0, min(5.0, gap / slope))
         if abs(new - log_kappa) < 1e-9:
             return math.exp(new)
         if not low < new < high:
@@ -752,7 +754,7 @@ def _find_bands(equivalent: DeterministicEquivalent) -> _Bands:
     space_left = np.append(math.inf, space[:-1])
 
     breaks = dips[~gap, 1] - poles[index[~gap] + 1]
-    pieces = np.empty((4 * n_bands + 64 + int(8.0 * math.sqrt(width)), 5))
+    pieces = np.empty((4 * n_bands + 64 + min(int(8.0 * math.sqrt(width)), 8 * poles.size), 5))
     kinds = np.empty(len(pieces), dtype=np.int64)
     counts: list[int] = []
     n_pieces = 0

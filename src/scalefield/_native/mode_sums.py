@@ -83,7 +83,7 @@ _SUMS = ("reassoc",)
 # kappa > 0 it is at pi/alpha: real points have real sums.
 _POLE_ANGLE = math.pi / 3.0
 _POLE_PHASE = 0.7 * math.pi
-# Arcs that fall by more than this per unit of x are walked in y, from y to this multiple of it.
+# Arcs that fall by more than this per unit of x are walked in y, from y to this multiple of it or less far.
 _STEEP_SLOPE = 4.0
 _STEEP_FACTOR = 0.3
 # B_2n/(2n)!, n = 1..8: 1/(e^w - 1) = 1/w - 1/2 + sum_n B_2n/(2n)! w^(2n-1).
@@ -305,8 +305,8 @@ def _sums(
     for j in range(5):
         sums_out[j] = 0.0
     if starts.size == 1 and settings[4] > 0.0:
-        # Every mode has its own node. Those far above |kappa| count as 1 in S_1 and A, up to little: where N of them are
-        # (a gap in the spectrum), 1 - S_1/N and A - 1 are that little, and would be lost beside 1.
+        # Every mode has its own node. Those far above |kappa| count as 1 in S_1 and A, but for little; where there are
+        # N of them (a gap in the spectrum), 1 - S_1/N and A - 1 are that little, and would be lost beside 1.
         bound = 2.0 * math.hypot(d - base, y)
         n_large, n_above = 0, eigenvalues.size
         while n_large < n_above:
@@ -1028,16 +1028,28 @@ def walk_band(
                 last = last and y * ratio.imag - x * ratio.real <= right_level
             if not last and starts.size == 1 and abs(x) < 2.0 * y and slope.imag > _STEEP_SLOPE * slope.real:
                 # Above a gap of the spectrum y falls like sqrt(-x), many decades of it where x has no digits left.
-                y_new = _STEEP_FACTOR * y
-                x_new = find_tip(
-                    y_new, x,
-                    eigenvalues, counts, source, modes, log_modes, starts, offsets, settings, sums_out,
-                )  # fmt: skip
-                _ratio, _excess, slope, _e = _sums(
-                    0.0, 0.0, x_new, y_new,
-                    eigenvalues, counts, source, modes, log_modes, starts, offsets, settings, sums_out,
-                )  # fmt: skip
-                if x <= x_new < right and slope.imag > _STEEP_SLOPE * slope.real:
+                # x(y) is singular where the arc turns flat: the slope may not fall much on a piece.
+                first = slope
+                factor = _STEEP_FACTOR
+                found = False
+                x_new, y_new = 0.0, 0.0
+                for _ in range(5):
+                    y_new = factor * y
+                    x_new = find_tip(
+                        y_new, x,
+                        eigenvalues, counts, source, modes, log_modes, starts, offsets, settings, sums_out,
+                    )  # fmt: skip
+                    _ratio, excess, slope, _e = _sums(
+                        0.0, 0.0, x_new, y_new,
+                        eigenvalues, counts, source, modes, log_modes, starts, offsets, settings, sums_out,
+                    )  # fmt: skip
+                    found = x <= x_new < right and slope.imag > _STEEP_SLOPE * slope.real
+                    found = found and slope.imag * first.real > 0.4 * first.imag * slope.real
+                    found = found and abs(excess) <= 1e-6 * slope.imag
+                    if found:
+                        break
+                    factor = math.sqrt(factor)
+                if found:
                     pieces_out[n_pieces, 0] = 0.0
                     pieces_out[n_pieces, 1] = 0.0
                     pieces_out[n_pieces, 2] = y_new
