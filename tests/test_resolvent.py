@@ -8,11 +8,13 @@ mu (with its atom at 0) and the trace measure rho. Oracles:
   mu(s^2) = sum u^2 lambda^2 + (sum u^2 lambda)(sum lambda)/N; powers of infinite power laws are zeta functions;
 * equal eigenvalues: the Marchenko-Pastur law;
 * the fixed point m = 1/(1 + (1/N) sum lambda/(z + lambda m)) iterated with plain sums over all modes;
+* the equation for kappa in 100 digits;
 * realised matrices.
 """
 
 import math
 
+import mpmath
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -114,6 +116,117 @@ def test_moments_of_any_task(spectrum, width):
     eigenvalues = spectrum.quadrature().eigenvalues
     if eigenvalues.min() > 0.0:
         check_moments(spectrum, width, rtol=1e-7)
+
+
+def precise_resolvents(equivalent, points):
+    """Source and trace resolvents in 100 digits: Newton's method on z(kappa) = z from the rounded root.
+
+    The root is the only one with Im kappa > 0 where Im z > 0, and with z'(kappa) > 0 at kappa > 0 where z > 0.
+    """
+    lam, power = modes_of(equivalent.spectrum)
+    with mpmath.workdps(100):
+        lam, power = [mpmath.mpf(float(x)) for x in lam], [mpmath.mpf(float(x)) for x in power]
+        width = mpmath.mpf(float(equivalent.width))
+        result = []
+        for point in points:
+            z, kappa = mpmath.mpmathify(point), mpmath.mpmathify(equivalent.kappa(point))
+            for _ in range(100):
+                learned = [x / (kappa + x) for x in lam]
+                slope = 1 - mpmath.fsum(f * f for f in learned) / width
+                step = (kappa * (1 - mpmath.fsum(learned) / width) - z) / slope
+                kappa -= step
+                if abs(step) <= mpmath.mpf(10) ** -60 * abs(kappa):
+                    break
+            else:
+                raise AssertionError(f"no root at z = {point}")
+            assert kappa.imag > 0 if np.imag(point) else (kappa.real > 0 and slope.real > 0)
+            inverse = [1 / (kappa + x) for x in lam]
+            source = kappa / z * mpmath.fsum(u * f for u, f in zip(power, inverse, strict=True))
+            trace = kappa / z * mpmath.fsum(inverse) - max(len(lam) - width, 0) / z
+            result.append((source, trace))
+        return result
+
+
+@st.composite
+def wide_tasks(draw):
+    """Explicit spectra over 40 decades: gaps, ties, modes at rounding level, zeros; and widths on both sides of M."""
+    decade = st.floats(-40.0, 0.0)
+    shape = draw(st.sampled_from(["free", "gap", "rank deficient"]))
+    if shape == "free":
+        exponents = draw(st.lists(decade, min_size=1, max_size=16))
+        exponents += draw(st.lists(st.sampled_from(exponents), max_size=4))
+    else:
+        exponents = draw(st.lists(st.floats(-3.0, 0.0), min_size=1, max_size=12))
+        gap = draw(decade) if shape == "gap" else -17.0
+        exponents += [gap + x for x in draw(st.lists(st.floats(-1.0, 0.0), min_size=1, max_size=12))]
+    eigenvalues = [10.0**x for x in exponents] + [0.0] * draw(st.integers(0, 2))
+    # u^2 alike at all eigenvalues, or w* alike
+    coefficients = np.ones(len(eigenvalues))
+    if draw(st.booleans()):
+        coefficients = np.maximum(eigenvalues, 1e-60) ** -0.5
+    n_modes = len(exponents)
+    width = draw(
+        st.integers(1, 2 * n_modes + 1)
+        | st.floats(1.0, 2.0 * n_modes + 1.0)
+        | st.builds(lambda n, x: max(1.0, n + x), st.integers(1, n_modes), st.sampled_from([-1e-4, 1e-4, 1e-9]))
+    )
+    return sf.Spectrum(eigenvalues, coefficients), width
+
+
+@settings(max_examples=80)
+@given(wide_tasks())
+def test_spectra_over_forty_decades(task):
+    """All masses, first moments and resolvents keep their digits wherever the modes lie, at z of every scale."""
+    spectrum, width = task
+    equivalent = check_moments(spectrum, width, rtol=1e-10)
+    measure = equivalent.measure()
+    lam, _ = modes_of(spectrum)
+    radius = np.geomspace(1e-3 * lam[-1], 10.0 * lam[0], 4)
+    points = [*radius.tolist(), *(radius[1::2] * np.exp(0.6j * np.pi)).tolist()]
+    for z, (source, trace) in zip(points, precise_resolvents(equivalent, points), strict=True):
+        found = np.sum(measure.source_power / (measure.source_eigenvalues + z)) + measure.atom / z
+        assert abs(found / complex(source) - 1.0) <= 1e-10, z
+        assert abs(np.sum(measure.weights / (measure.eigenvalues + z)) / complex(trace) - 1.0) <= 1e-10, z
+
+
+def cubed_uniform(seed, last):
+    eigenvalues = np.random.default_rng(seed).random(61) ** 3
+    if last is not None:
+        eigenvalues[-1] = last * eigenvalues.max()
+    return sf.Spectrum(eigenvalues, np.ones(61))
+
+
+@pytest.mark.parametrize("last", [None, 1e-8, 1e-30])
+def test_breaks_between_bands_of_pieces(last):
+    """A spectrum of 61 drawn modes, the last one as it is or far below, at widths up to and beyond M."""
+    for width in range(1, 81):
+        check_moments(cubed_uniform(0, last), width, rtol=1e-11)
+
+
+@pytest.mark.parametrize(("last", "width"), [(None, 30), (1e-30, 24), (1e-30, 60)])
+def test_learning_curves_of_wide_spectra(last, width):
+    """Lazy gradient flow, L = mu(e^{-2 s tau}), against Talbot's contour with resolvents of 100 digits."""
+    spectrum = cubed_uniform(0, last)
+    equivalent = sf.DeterministicEquivalent(spectrum, width)
+    tau = np.geomspace(0.1, 1e14, 5)
+    loss = sf.solve_gradient_flow(sf.Model(spectrum, width=width), tau).loss
+    with mpmath.workdps(30):
+        # Right to about 10^(-0.6 n) of the total
+        n = 28
+        angle = [(2 * j + 1) * mpmath.pi / n for j in range(n // 2)]
+        b = mpmath.mpf("0.6407")
+        shape = [mpmath.mpc("0.5017", 0) * a * mpmath.cot(b * a) - mpmath.mpc("0.6122", 0) for a in angle]
+        shape = [n * (w + mpmath.mpc(0, "0.2645") * a) for w, a in zip(shape, angle, strict=True)]
+        slope = [mpmath.mpf("0.5017") * (mpmath.cot(b * a) - b * a / mpmath.sin(b * a) ** 2) for a in angle]
+        for time, value in zip(2.0 * tau, loss, strict=True):
+            points = [complex(w / time) for w in shape]
+            resolvents = precise_resolvents(equivalent, points)
+            total = mpmath.fsum(
+                mpmath.im(mpmath.exp(mpmath.mpmathify(z) * time) * r[0] * mpmath.mpc(c, "0.2645"))
+                for z, r, c in zip(points, resolvents, slope, strict=True)
+            )
+            # mu(f) = (1/(2 pi i)) int e^{z tau} R(z) dz; the flow itself is right to 1e-10
+            assert float(2 * total / time) == pytest.approx(value, rel=1e-10)
 
 
 @pytest.mark.parametrize(("n_modes", "width"), [(3, 12.0), (12, 3.0), (5, 5.0)])

@@ -110,7 +110,7 @@ class DeterministicEquivalent:
         """kappa at z = 0: sum_k lambda_k/(kappa_0 + lambda_k) = N, or 0 if N >= M."""
         if self.width >= self.n_modes:
             return 0.0
-        return _solve_kappa_0(self._nodes, self.width, self.n_modes)
+        return _solve_kappa_0(self._nodes, self.width)
 
     @cached_property
     def atom(self) -> float:
@@ -587,6 +587,7 @@ def _power_law_nodes(spectrum: PowerLawSpectrum, width: float) -> _Nodes:
             1.0 / width,
             1.0 - last / width if complement else 0.0,
             last**-alpha if complement else 0.0,
+            width,
         ]
     )
     n_poles = 2.0
@@ -631,7 +632,7 @@ def _explicit_nodes(spectrum: Spectrum, width: float) -> _Nodes:
     eigenvalues = values[first]
     multiplicity = np.diff(np.append(first, values.size)).astype(np.float64)
     source = np.add.reduceat(power, first)
-    settings = np.array([1.0, 0.0, 1.0 / width, 1.0 - values.size / width, eigenvalues[-1]])
+    settings = np.array([1.0, 0.0, 1.0 / width, 1.0 - values.size / width, eigenvalues[-1], width])
     empty = np.empty(0)
     return _Nodes(
         eigenvalues,
@@ -648,35 +649,37 @@ def _explicit_nodes(spectrum: Spectrum, width: float) -> _Nodes:
     )
 
 
-def _solve_kappa_0(nodes: _Nodes, width: float, n_modes: float) -> float:
-    """Root of S_1(kappa) = N in log kappa by Newton's method, kept inside a bracket that it narrows.
+def _solve_kappa_0(nodes: _Nodes, width: float) -> float:
+    r"""Root of S_1(kappa) = N in log kappa by Newton's method, kept inside a bracket that it narrows.
 
-    Where more than half of the modes are learned, of sum_k kappa/(kappa + lambda_k) = M - N instead.
+    As P = Q with both positive, for n modes above kappa: S_1 - N = P - Q,
+
+    .. math::
+        P = \sum_{\lambda_k \le \kappa} \frac{\lambda_k}{\kappa+\lambda_k} + (n - N)_+ , \qquad
+        Q = \sum_{\lambda_k > \kappa} \frac{\kappa}{\kappa+\lambda_k} + (N - n)_+ .
+
+    In a gap of the spectrum with N modes above it both are far below rounding of S_1.
     """
     x, c = nodes.eigenvalues, nodes.counts
-    complement = 2.0 * width > n_modes
-    target = n_modes - width if complement else width
     # kappa_0 < tr Lambda / N since kappa S_1 < tr Lambda.
     log_kappa = math.log(nodes.trace / width)
     low, high = -math.inf, log_kappa
     for _ in range(400):
         kappa = math.exp(log_kappa)
-        part = c * (x / (kappa + x))
-        rest = kappa / (kappa + x)
-        if complement:
-            value = float(c @ rest)
-            # d/dlog(kappa) of log of sum c kappa/(kappa+lambda)
-            slope = float(part @ rest) / value
-        else:
-            value = float(part.sum())
-            slope = -float(part @ rest) / value
-        gap = math.log(value / target)
-        if (gap > 0.0) == complement:
-            high = min(high, log_kappa)
-        else:
+        large = x > kappa
+        learned, rest = x / (kappa + x), kappa / (kappa + x)
+        surplus = float(c[large].sum()) - width
+        gain = float(c[~large] @ learned[~large]) + max(surplus, 0.0)
+        loss = float(c[large] @ rest[large]) + max(-surplus, 0.0)
+        change = c * learned * rest
+        slope = float(change[~large].sum()) / gain + float(change[large].sum()) / loss
+        gap = math.log(gain / loss)
+        if gap > 0.0:
             low = max(low, log_kappa)
+        else:
+            high = min(high, log_kappa)
         # Both sums are flat far from the root.
-        new = log_kappa - max(-5.0, min(5.0, gap / slope))
+        new = log_kappa + max(-5.0, min(5.0, gap / slope))
         if abs(new - log_kappa) < 1e-9:
             return math.exp(new)
         if not low < new < high:
@@ -720,7 +723,7 @@ def _find_bands(equivalent: DeterministicEquivalent) -> _Bands:
     first = float(np.sqrt(nodes.counts @ nodes.eigenvalues**2 / width))
     ends_left = [(poles[0], mode_of(0), edge(poles[0], mode_of(0), 0.0, -2.0 * first))]
     ends_right = []
-    gap = dips[:, 0] < 1.0
+    gap = dips[:, 0] < 0.0
     for i, dip in zip(index[gap], dips[gap], strict=True):
         ends_right.append((poles[i], mode_of(i), dip[2]))
         ends_left.append((poles[i + 1], mode_of(i + 1), dip[3]))
@@ -733,17 +736,25 @@ def _find_bands(equivalent: DeterministicEquivalent) -> _Bands:
         ends_right.append((0.0, 0.0, edge(0.0, 0.0, 0.0, equivalent.kappa_0)))
     n_bands = len(ends_left)
     left_x = np.array([d - base for base, _, d in ends_left])
-    right_x = np.array([d - base for base, _, d in ends_right])
+    # Right edges far below their pole are found again from kappa = 0, for all digits of small ones.
+    dips_x = np.append(dips[gap, 1] - poles[index[gap] + 1], 0.0)
+    images = [
+        (0.0, 0.0, edge(0.0, 0.0, -0.5 * base, dip)) if d > 0.5 * base > 0.0 else (base, mode, d)
+        for (base, mode, d), dip in zip(ends_right, dips_x, strict=True)
+    ]
+    right_x = np.array([d - base for base, _, d in images])
     upper = [mode_sums.edge_image(base, mode, d, *arrays, sums)[0] for base, mode, d in ends_left]
-    lower = [mode_sums.edge_image(base, mode, d, *arrays, sums) for base, mode, d in ends_right]
+    lower = [mode_sums.edge_image(base, mode, d, *arrays, sums) for base, mode, d in images]
     edges = np.array([[max(end[0], 0.0) for end in lower], upper]).T
+    # For N very near M rounding of A hides what is closer to s = 0 than some 1e-14 of this, unless all modes are nodes.
+    hidden = nodes.last_pole if nodes.starts.size > 1 else 0.0
     # Distances to the next singularity beyond each edge: the next band, or s = 0 for the last one.
     space = np.append(left_x[1:] - right_x[:-1], lower[-1][0] / lower[-1][1] if lower[-1][0] > 0.0 else math.inf)
-    space[-1] = max(space[-1], 1e-14 * nodes.last_pole)
+    space[-1] = max(space[-1], 1e-14 * hidden)
     space_left = np.append(math.inf, space[:-1])
 
-    breaks = dips[~gap, 1] - poles[index[~gap]]
-    pieces = np.empty((4 * n_bands + 64 + int(8.0 * math.sqrt(width)), 5))
+    breaks = dips[~gap, 1] - poles[index[~gap] + 1]
+    pieces = np.empty((4 * n_bands + 64 + min(int(8.0 * math.sqrt(width)), 8 * poles.size), 5))
     kinds = np.empty(len(pieces), dtype=np.int64)
     counts: list[int] = []
     n_pieces = 0
@@ -775,9 +786,8 @@ def _find_bands(equivalent: DeterministicEquivalent) -> _Bands:
                 continue
         # Poles on the right edge's left, and kappa = 0.
         right_height = 2.0 * min(abs(right_x[band]), right[2] if right[0] > 0.0 else right_x[band] + nodes.last_pole)
-        # For N very near M rounding of A hides what is closer to s = 0 than this.
-        right_height = math.inf if right_x[band] == tip_x else max(right_height, 1e-7 * nodes.last_pole)
-        right_level = math.inf if right_x[band] == tip_x else max(4.0 * edges[band, 0], 1e-14 * nodes.last_pole)
+        right_height = math.inf if right_x[band] == tip_x else max(right_height, 1e-7 * hidden)
+        right_level = math.inf if right_x[band] == tip_x else max(4.0 * edges[band, 0], 1e-14 * hidden)
         inside = breaks[(breaks > left_x[band]) & (breaks < right_x[band])]
         while True:
             status, n_after = mode_sums.walk_band(

@@ -41,6 +41,7 @@ __all__ = [
     "OK",
     "PLAIN",
     "RIGHT",
+    "STEEP",
     "TIP",
     "WHOLE",
     "edge_image",
@@ -63,12 +64,13 @@ FULL = 1
 FAILED = 2
 
 # Kinds of pieces of a band: which of its ends are band edges; WHOLE is a band between two edges in one rule, TIP a
-# piece in y next to the edge at kappa = 0 (N = M).
+# piece in y next to the edge at kappa = 0 (N = M). STEEP pieces, on which x hardly changes, are in y as well.
 PLAIN = 0
 LEFT = 1
 RIGHT = 2
 WHOLE = 3
 TIP = 4
+STEEP = 5
 
 _types: Any = numba.types
 _complex = _types.complex128
@@ -81,6 +83,9 @@ _SUMS = ("reassoc",)
 # kappa > 0 it is at pi/alpha: real points have real sums.
 _POLE_ANGLE = math.pi / 3.0
 _POLE_PHASE = 0.7 * math.pi
+# Arcs that fall by more than this per unit of x are walked in y, from y to this multiple of it or less far.
+_STEEP_SLOPE = 4.0
+_STEEP_FACTOR = 0.3
 # B_2n/(2n)!, n = 1..8: 1/(e^w - 1) = 1/w - 1/2 + sum_n B_2n/(2n)! w^(2n-1).
 _B1, _B2, _B3, _B4 = 1.0 / 12.0, -1.0 / 720.0, 1.0 / 30240.0, -1.0 / 1209600.0
 _B5, _B6, _B7, _B8 = (
@@ -207,6 +212,37 @@ def _add_nodes(
     sums_out[4] += s4
 
 
+@jit(_types.UniTuple(float64, 3)(int64, float64, float64, float64, vector, vector, vector), fastmath=_SUMS)
+def _add_large(
+    last: int, base: float, d: float, y2: float, eigenvalues: Array, counts: Array, sums_out: Array
+) -> tuple[float, float, float]:
+    """The first `last` nodes by what they lack: sum c, Re sum c kappa/(kappa + lambda), sum c (1 - lambda^2/|D|^2).
+
+    Sums 1, 3 and 4 of `_add_nodes` are added to sums_out.
+    """
+    total, lack, square_lack = 0.0, 0.0, 0.0
+    s1, s3, s4 = 0.0, 0.0, 0.0
+    x, c = eigenvalues[:last], counts[:last]
+    real = d - base
+    for j in range(x.size):
+        dx = (x[j] - base) + d
+        inverse = 1.0 / (dx * dx + y2)
+        term = c[j] * inverse
+        total += c[j]
+        lack += term * (real * dx + y2)
+        # |kappa + lambda|^2 - lambda^2
+        square_lack += term * (real * (dx + x[j]) + y2)
+        term *= x[j]
+        s1 += term
+        term *= x[j] * inverse
+        s3 += term
+        s4 += term * dx
+    sums_out[1] += s1
+    sums_out[3] += s3
+    sums_out[4] += s4
+    return total, lack, square_lack
+
+
 @jit(_types.UniTuple(float64, 2)(int64, int64, float64, float64, float64, vector, vector), fastmath=_SUMS)
 def _weighted_nodes(
     first: int, last: int, base: float, d: float, y2: float, eigenvalues: Array, weights: Array
@@ -259,15 +295,37 @@ def _sums(
     settings: Array,
     sums_out: Array,
 ) -> tuple[complex, float, complex, float]:
-    """z/kappa, A, V and E at kappa = -base + d + i y; sums_out is workspace, shape (5,).
+    """z/kappa, A - 1, dz/dkappa and E at kappa = -base + d + i y; sums_out is workspace, shape (5,).
 
     settings: alpha, alpha beta + 1, 1/N, 1 - M/N, smallest eigenvalue (0 unless every mode has a node of its
-    own or in a block).
+    own or in a block), N.
     """
     alpha, inverse_width = settings[0], settings[2]
     y2 = y * y
     for j in range(5):
         sums_out[j] = 0.0
+    if starts.size == 1 and settings[4] > 0.0:
+        # Every mode has its own node. Those far above |kappa| count as 1 in S_1 and A, but for little; where there are
+        # N of them (a gap in the spectrum), 1 - S_1/N and A - 1 are that little, and would be lost beside 1.
+        bound = 2.0 * math.hypot(d - base, y)
+        n_large, n_above = 0, eigenvalues.size
+        while n_large < n_above:
+            middle = (n_large + n_above) // 2
+            if eigenvalues[middle] > bound:
+                n_large = middle + 1
+            else:
+                n_above = middle
+        total, lack, square_lack = _add_large(n_large, base, d, y2, eigenvalues, counts, sums_out)
+        _add_nodes(n_large, eigenvalues.size, base, d, y2, eigenvalues, counts, sums_out)
+        missing = settings[5] - total
+        excess = inverse_width * ((sums_out[2] - square_lack) - missing)
+        e = inverse_width * sums_out[3]
+        return (
+            complex(inverse_width * ((lack - sums_out[0]) + missing), inverse_width * y * sums_out[1]),
+            excess,
+            complex(2.0 * y2 * e - excess, 2.0 * inverse_width * y * sums_out[4]),
+            e,
+        )
     offset, log_pole, first, last = _pole(base, mode, d, y, starts, settings)
     if first == last:
         _add_nodes(0, eigenvalues.size, base, d, y2, eigenvalues, counts, sums_out)
@@ -326,7 +384,7 @@ def _sums(
         ratio = complex(settings[3] + inverse_width * total, -inverse_width * s1.imag)
     else:
         ratio = 1.0 - inverse_width * s1
-    return ratio, inverse_width * a, inverse_width * v, inverse_width * e
+    return ratio, inverse_width * a - 1.0, 1.0 - inverse_width * v, inverse_width * e
 
 
 @jit(_complex(_complex))
@@ -430,18 +488,18 @@ def edge_image(
     """s = -z at a band edge kappa = d - base, and |ds/dx| along the arc there."""
     if d == base:
         return 0.0, math.inf
-    ratio, _a, v, e = _sums(
+    ratio, _excess, _slope, _e = _sums(
         base, mode, d, 0.0,
         eigenvalues, counts, source, modes, log_modes, starts, offsets, settings, sums_out,
     )  # fmt: skip
     s = (base - d) * ratio.real
-    # |z'|^2/Re z' = (Im V)^2/(2 y^2 E) with Im V of order y; E has few digits where y is much smaller.
+    # |z'|^2/Re z' = (Im z')^2/(2 y^2 E) with Im z' of order y; E has few digits where y is much smaller.
     y = 1e-4 * abs(d)
-    ratio, _a, v, e = _sums(
+    _ratio, _excess, slope, e = _sums(
         base, mode, d, y,
         eigenvalues, counts, source, modes, log_modes, starts, offsets, settings, sums_out,
     )  # fmt: skip
-    return s, (v.imag / y) ** 2 / (2.0 * e)
+    return s, (slope.imag / y) ** 2 / (2.0 * e)
 
 
 @jit(_types.Tuple((_complex, int64))(_complex, _complex, float64, int64, *_nodes, vector))
@@ -463,11 +521,11 @@ def _newton(
     """Root of z(kappa) = z in Im kappa > 0 (Im z > 0), or in kappa > lowest (z > 0)."""
     real = z.imag == 0.0
     for _ in range(n_iterations):
-        ratio, _a, v, _e = _sums(
+        ratio, _excess, slope, _e = _sums(
             0.0, 0.0, kappa.real, kappa.imag,
             eigenvalues, counts, source, modes, log_modes, starts, offsets, settings, sums_out,
         )  # fmt: skip
-        step = (z - kappa * ratio) / (1.0 - v)
+        step = (z - kappa * ratio) / slope
         if not abs(step) < 1e300:
             return kappa, FAILED
         size = abs(step) / abs(kappa)
@@ -569,12 +627,12 @@ def solve_kappa(
                         new = angle
                     z_done = size * complex(math.cos(done), math.sin(done))
                     z_new = z if new == angle else size * complex(math.cos(new), math.sin(new))
-                    _ratio, _a, v, _e = _sums(
+                    _ratio, _excess, slope, _e = _sums(
                         0.0, 0.0, kappa.real, kappa.imag,
                         eigenvalues, counts, source, modes, log_modes, starts, offsets, settings, sums_out,
                     )  # fmt: skip
                     # d log(kappa)/d log(z) = z/(kappa z'); at angle 0 along the axis' tangent
-                    guess = kappa * (1.0 + _expm1(z_done / (kappa * (1.0 - v)) * complex(0.0, new - done)))
+                    guess = kappa * (1.0 + _expm1(z_done / (kappa * slope) * complex(0.0, new - done)))
                     if guess.imag <= 0.0:
                         guess = complex(guess.real, z_new.imag)
                     root, status = _newton(
@@ -591,11 +649,11 @@ def solve_kappa(
         kappa_real_out[i], kappa_imag_out[i] = kappa.real, kappa.imag
         # Only the prediction of the next point needs the slope.
         if i + 1 < z_real.size:
-            _ratio, _a, v, _e = _sums(
+            _ratio, _excess, slope, _e = _sums(
                 0.0, 0.0, kappa.real, kappa.imag,
                 eigenvalues, counts, source, modes, log_modes, starts, offsets, settings, sums_out,
             )  # fmt: skip
-            z_old, kappa_old, slope_old = z, kappa, z / (kappa * (1.0 - v))
+            z_old, kappa_old, slope_old = z, kappa, z / (kappa * slope)
             known = True
     return OK
 
@@ -615,13 +673,22 @@ def _phi(
     settings: Array,
     sums_out: Array,
 ) -> tuple[float, float]:
-    """phi = A at y = 0, and its derivative by a step into the complex plane."""
+    """phi - 1, phi = A at y = 0, and its derivative by a step into the complex plane."""
     step = 1e-9 * abs(d)
-    _ratio, _a, v, _e = _sums(
+    _ratio, _excess, slope, _e = _sums(
         base, mode, d, step,
         eigenvalues, counts, source, modes, log_modes, starts, offsets, settings, sums_out,
     )  # fmt: skip
-    return v.real, v.imag / step
+    return -slope.real, -slope.imag / step
+
+
+@jit(float64(float64, float64))
+def _between(low: float, high: float) -> float:
+    """A point between two of one sign, also where they are decades apart, as next to a gap of the spectrum."""
+    small, large = (low, high) if abs(low) < abs(high) else (high, low)
+    if abs(large) <= 4.0 * abs(small):
+        return 0.5 * (low + high)
+    return large * math.sqrt(small / large) if small != 0.0 else 0.01 * large
 
 
 @jit(float64(float64, float64, float64, float64, *_nodes, vector))
@@ -648,20 +715,21 @@ def find_edge(
     d = 0.5 * (near + far)
     low, high = near, far
     for i in range(200):
-        phi, slope = _phi(
+        excess, slope = _phi(
             base, mode, d, eigenvalues, counts, source, modes, log_modes, starts, offsets, settings, sums_out
         )
-        if phi > 1.0:
+        if excess > 0.0:
             low = d
         else:
             high = d
-        # h = phi^(-1/2) - 1, h' = -phi'/(2 phi^(3/2))
-        step = 2.0 * phi * (1.0 - math.sqrt(phi)) / slope if slope != 0.0 else 0.0
+        # h = phi^(-1/2) - 1, h' = -phi'/(2 phi^(3/2)); 1 - sqrt(phi) = -(phi - 1)/(1 + sqrt(phi))
+        phi = 1.0 + excess
+        step = -2.0 * phi * excess / ((1.0 + math.sqrt(phi)) * slope) if slope != 0.0 else 0.0
         new = d + step
         if step != 0.0 and abs(step) <= 1e-9 * abs(d):
             return new
         if not (min(low, high) < new < max(low, high)) or i % 16 == 15:
-            new = 0.5 * (low + high)
+            new = _between(low, high)
         if abs(high - low) <= 4e-16 * abs(d):
             return new
         d = new
@@ -702,8 +770,8 @@ def find_dips(
     index_out : array of int, shape (n,)
         Pole left of each dip.
     dips_out : array, shape (n, 4)
-        phi at the dip, its distance from the left pole, and where phi < 1 the edges as distances from the left
-        (positive) and right pole (negative).
+        phi - 1 at the dip, its distance from the right pole (negative), and where phi < 1 the edges as distances from
+        the left (positive) and right pole (negative).
 
     Returns
     -------
@@ -721,18 +789,20 @@ def find_dips(
         root_a, root_b = a ** (1.0 / 3.0), b ** (1.0 / 3.0)
         if (root_a + root_b) ** 3 > bound * distance * distance and numbered == 0:
             continue
+        # Distances d from the right pole, the smaller eigenvalue: next to a gap of the spectrum they are beyond the
+        # digits of those from the left one.
         low, high = 0.0, distance
-        d = distance * root_a / (root_a + root_b)
+        d = distance * (root_b / (root_a + root_b))
         if numbered == 0:
             # The neighbours within eight poles, by Newton's method on the convex sum; its minimum is at most phi's.
             low_w, high_w = low, high
             for _ in range(6):
                 value, slope, curvature = 0.0, 0.0, 0.0
                 for j in range(max(0, i - 8), min(n_poles, i + 10)):
-                    inverse = 1.0 / (d + (poles[j] - left))
+                    inverse = 1.0 / ((poles[j] - right) - d)
                     term = multiplicity[j] * poles[j] * poles[j] * inverse_width * inverse * inverse
                     value += term
-                    slope -= 2.0 * term * inverse
+                    slope += 2.0 * term * inverse
                     curvature += 6.0 * term * inverse * inverse
                 if slope < 0.0:
                     low_w = d
@@ -748,15 +818,15 @@ def find_dips(
             least = value - max(slope * (d - low_w), -slope * (high_w - d), 0.0)
             if least > bound:
                 continue
-        mode = i + 1.0 if numbered else 0.0
-        # Regula falsi (Illinois) for phi' times the cube of both distances, whose ends are known.
-        g_low, g_high = -2.0 * a * distance**3, 2.0 * b * distance**3
-        phi = 0.0
+        mode, next_mode = (i + 1.0, i + 2.0) if numbered else (0.0, 0.0)
+        # Regula falsi (Illinois) for dphi/dd times the cube of both distances (over their sum's), whose ends are known.
+        g_low, g_high = -2.0 * b, 2.0 * a
+        excess = 0.0
         for iteration in range(60):
-            phi, slope = _phi(
-                left, mode, d, eigenvalues, counts, source, modes, log_modes, starts, offsets, settings, sums_out
+            excess, slope = _phi(
+                right, next_mode, -d, eigenvalues, counts, source, modes, log_modes, starts, offsets, settings, sums_out
             )
-            g = slope * (d * (distance - d)) ** 3
+            g = -slope * (d * (1.0 - d / distance)) ** 3
             if g < 0.0:
                 if iteration > 0:
                     g_high *= 0.5
@@ -766,25 +836,24 @@ def find_dips(
                     g_low *= 0.5
                 high, g_high = d, g
             new = (low * g_high - high * g_low) / (g_high - g_low)
-            if not low < new < high:
-                new = 0.5 * (low + high)
+            if not low < new < high or iteration % 8 == 7:
+                new = _between(low, high)
             if abs(new - d) < 1e-8 * min(d, distance - d):
                 break
             d = new
-        if phi > stop_bound:
+        if 1.0 + excess > stop_bound:
             break
-        if phi > bound:
+        if 1.0 + excess > bound:
             continue
-        dips_out[n_dips, 0] = phi
-        dips_out[n_dips, 1] = d
-        if phi < 1.0:
+        dips_out[n_dips, 0] = excess
+        dips_out[n_dips, 1] = -d
+        if excess < 0.0:
             dips_out[n_dips, 2] = find_edge(
-                left, mode, 0.0, d,
+                left, mode, 0.0, distance - d,
                 eigenvalues, counts, source, modes, log_modes, starts, offsets, settings, sums_out,
             )  # fmt: skip
-            next_mode = i + 2.0 if numbered else 0.0
             dips_out[n_dips, 3] = find_edge(
-                right, next_mode, 0.0, d - distance,
+                right, next_mode, 0.0, -d,
                 eigenvalues, counts, source, modes, log_modes, starts, offsets, settings, sums_out,
             )  # fmt: skip
         index_out[n_dips] = i
@@ -812,16 +881,16 @@ def _arc(
     low, high = 0.0, math.inf
     square = guess
     for _ in range(100):
-        _ratio, a, _v, e = _sums(
+        _ratio, excess, _slope, e = _sums(
             base, mode, d, math.sqrt(square),
             eigenvalues, counts, source, modes, log_modes, starts, offsets, settings, sums_out,
         )  # fmt: skip
-        if a > 1.0:
+        if excess > 0.0:
             low = square
         else:
             high = square
         # 1/A is nearly linear in y^2: y^2 + A (A - 1)/E
-        new = square + a * (a - 1.0) / e if e > 0.0 else -1.0
+        new = square + (1.0 + excess) * excess / e if e > 0.0 else -1.0
         # Newton's next step would be of the order of the square of this one. (Before the bracket, whose end may be
         # the root to rounding.)
         if abs(new - square) <= 1e-8 * square:
@@ -863,15 +932,15 @@ def find_tip(
     settings: Array,
     sums_out: Array,
 ) -> float:
-    """x with A(x, y) = 1 near kappa = 0 (N = M), where x is of order y^2."""
+    """x with A(x, y) = 1 near `guess` where the arc is steep, as near kappa = 0 at N = M (x of order y^2)."""
     x = guess
     for _ in range(20):
-        _ratio, a, v, _e = _sums(
+        _ratio, excess, slope, _e = _sums(
             0.0, 0.0, x, y,
             eigenvalues, counts, source, modes, log_modes, starts, offsets, settings, sums_out,
         )  # fmt: skip
-        # dA/dx = Im V/y
-        step = y * (1.0 - a) / v.imag
+        # dA/dx = -Im z'/y
+        step = y * excess / slope.imag
         x += step
         if abs(step) <= 1e-8 * abs(x) or abs(x) < 1e-9 * y:
             break
@@ -925,9 +994,10 @@ def walk_band(
     n_pieces : int
         Pieces that are there already.
     pieces_out : array, shape (capacity, 5)
-        Appended: base, mode, first and last d, a first guess of y^2 in the middle.
+        Appended: base, mode, first and last d, a first guess of y^2 in the middle; for STEEP 0, 0, lower and upper y
+        and x at the upper one.
     kinds_out : array, shape (capacity,)
-        Appended: PLAIN, LEFT or RIGHT.
+        Appended: PLAIN, LEFT, RIGHT or STEEP.
 
     Returns
     -------
@@ -949,62 +1019,110 @@ def walk_band(
         if y > 0.0:
             last = min(y, 3.0 * right_space) >= 1.2 * rest and y <= right_height
             last = last and (i_break >= breaks.size or breaks[i_break] >= right)
-            if last and right_level < math.inf:
-                ratio, _a, _v, _e = _sums(
+            slope = 0.0j
+            if starts.size == 1 or (last and right_level < math.inf):
+                ratio, _excess, slope, _e = _sums(
                     0.0, 0.0, x, y,
                     eigenvalues, counts, source, modes, log_modes, starts, offsets, settings, sums_out,
                 )  # fmt: skip
-                last = y * ratio.imag - x * ratio.real <= right_level
+                last = last and y * ratio.imag - x * ratio.real <= right_level
+            if not last and starts.size == 1 and abs(x) < 2.0 * y and slope.imag > _STEEP_SLOPE * slope.real:
+                # Above a gap of the spectrum y falls like sqrt(-x), many decades of it where x has no digits left.
+                # x(y) is singular where the arc turns flat: the slope may not fall much on a piece.
+                first = slope
+                factor = _STEEP_FACTOR
+                found = False
+                x_new, y_new = 0.0, 0.0
+                for _ in range(5):
+                    y_new = factor * y
+                    x_new = find_tip(
+                        y_new, x,
+                        eigenvalues, counts, source, modes, log_modes, starts, offsets, settings, sums_out,
+                    )  # fmt: skip
+                    _ratio, excess, slope, _e = _sums(
+                        0.0, 0.0, x_new, y_new,
+                        eigenvalues, counts, source, modes, log_modes, starts, offsets, settings, sums_out,
+                    )  # fmt: skip
+                    found = x <= x_new < right and slope.imag > _STEEP_SLOPE * slope.real
+                    found = found and slope.imag * first.real > 0.4 * first.imag * slope.real
+                    found = found and abs(excess) <= 1e-6 * slope.imag
+                    if found:
+                        break
+                    factor = math.sqrt(factor)
+                if found:
+                    pieces_out[n_pieces, 0] = 0.0
+                    pieces_out[n_pieces, 1] = 0.0
+                    pieces_out[n_pieces, 2] = y_new
+                    pieces_out[n_pieces, 3] = y
+                    pieces_out[n_pieces, 4] = x
+                    kinds_out[n_pieces] = STEEP
+                    n_pieces += 1
+                    x, y = x_new, y_new
+                    square = y * y
+                    continue
             if last:
-                kind = RIGHT
                 pieces_out[n_pieces, 0] = 0.0
                 pieces_out[n_pieces, 1] = 0.0
-                pieces_out[n_pieces, 2] = x
-                pieces_out[n_pieces, 3] = right
-                pieces_out[n_pieces, 4] = y * y
-                kinds_out[n_pieces] = kind
+                if starts.size == 1 and rest < 0.05 * y and right_height < math.inf:
+                    pieces_out[n_pieces, 2] = 0.0
+                    pieces_out[n_pieces, 3] = y
+                    pieces_out[n_pieces, 4] = x
+                    kinds_out[n_pieces] = STEEP
+                else:
+                    pieces_out[n_pieces, 2] = x
+                    pieces_out[n_pieces, 3] = right
+                    pieces_out[n_pieces, 4] = y * y
+                    kinds_out[n_pieces] = RIGHT
                 return OK, n_pieces + 1
             length = 0.8 * y
             if starts.size > 1 and _clearance(x, y, alpha) > smooth_above:
                 length = max(length, -x / 3.0)
         length = min(length, 0.5 * rest)
+        end = x + length
         if i_break < breaks.size and x + 1.4 * length > breaks[i_break]:
             # Up to the break, or half of the way.
-            length = breaks[i_break] - x if x + length >= breaks[i_break] else 0.5 * (breaks[i_break] - x)
+            if end >= breaks[i_break]:
+                # To the break itself: x + (break - x) may be below it by rounding, and the rest of no length.
+                end = breaks[i_break]
+                length = end - x
+            else:
+                length = 0.5 * (breaks[i_break] - x)
+                end = x + length
         y_new = 0.0
         for _ in range(200):
             y_new = _arc(
-                0.0, 0.0, x + length, square,
+                0.0, 0.0, end, square,
                 eigenvalues, counts, source, modes, log_modes, starts, offsets, settings, sums_out,
             )  # fmt: skip
             smooth = (
                 starts.size > 1
                 and y > 0.0
                 and _clearance(x, y, alpha) > smooth_above
-                and _clearance(x + length, y_new, alpha) > smooth_above
+                and _clearance(end, y_new, alpha) > smooth_above
             )
             if y > 0.0:
                 # kappa = 0, where s = 0, is as singular as a pole.
                 found = y_new >= 0.8 * length or smooth
-                found = found and math.hypot(x + length, y_new) >= 0.4 * math.hypot(x, y)
+                found = found and math.hypot(end, y_new) >= 0.4 * math.hypot(x, y)
             else:
                 found = 0.95 * length <= y_new <= left_height
             if found:
                 break
             length *= 0.5
+            end = x + length
             if length <= 1e-15 * abs(x):
                 break
             square = max(y_new * y_new, 1e-4 * length * length)
         pieces_out[n_pieces, 0] = 0.0
         pieces_out[n_pieces, 1] = 0.0
         pieces_out[n_pieces, 2] = x
-        pieces_out[n_pieces, 3] = x + length
+        pieces_out[n_pieces, 3] = end
         pieces_out[n_pieces, 4] = y_new * y_new
         kinds_out[n_pieces] = LEFT if y == 0.0 else PLAIN
         n_pieces += 1
         if length <= 1e-15 * abs(x):
             return FAILED, n_pieces
-        x += length
+        x = end
         y = y_new
         square = y * y
 
@@ -1075,7 +1193,16 @@ def evaluate_pieces(
             else:
                 d = start + (end - start) * gauss_nodes[i]
                 weight = gauss_weights[i] * (end - start)
-            if kind == TIP:
+            if kind == STEEP:
+                # From the upper end, where x is known, down.
+                y = start + (end - start) * gauss_nodes[n - 1 - i]
+                weight = gauss_weights[n - 1 - i] * (end - start)
+                square = find_tip(
+                    y, square,
+                    eigenvalues, counts, source, modes, log_modes, starts, offsets, settings, sums_out,
+                )  # fmt: skip
+                d = square
+            elif kind == TIP:
                 y = start + (end - start) * gauss_nodes[i]
                 # square holds the limit of x/y^2, for which x has no digits of its own where y is small.
                 d = square * y * y
@@ -1089,7 +1216,7 @@ def evaluate_pieces(
                     base, mode, d, square,
                     eigenvalues, counts, source, modes, log_modes, starts, offsets, settings, sums_out,
                 )  # fmt: skip
-            ratio, _a, v, e = _sums(
+            ratio, _excess, z_slope, e = _sums(
                 base, mode, d, y,
                 eigenvalues, counts, source, modes, log_modes, starts, offsets, settings, sums_out,
             )  # fmt: skip
@@ -1099,14 +1226,15 @@ def evaluate_pieces(
             )[1]  # fmt: skip
             if kind == WHOLE:
                 shape = y * y / (half * math.sin(angle)) ** 2
-            if kind != TIP:
+            if kind not in (TIP, STEEP):
                 square = y * y
             x = d - base
             s = -(x * ratio.real - y * ratio.imag)
             # Re z' = 1 - Re V = 2 y^2 E at A = 1
             slope = 2.0 * y * y * e
             # |ds/dx| = |z'|^2/Re z' and |ds/dy| = |z'|^2/|Im z'| along the arc
-            stretch = (slope * slope + v.imag * v.imag) / (abs(v.imag) if kind == TIP else slope)
+            stretch = slope * slope + z_slope.imag * z_slope.imag
+            stretch /= abs(z_slope.imag) if kind in (TIP, STEEP) else slope
             row = nodes_out[node_counts[piece] + i]
             if not (s > 0.0 and y > 0.0 and stretch < math.inf):
                 row[0] = 0.0
@@ -1144,19 +1272,19 @@ def solve_arc_points(
         x = 0.5 * (low + high)
         square = (0.5 * (high - low)) ** 2
         y = 0.0
-        ratio, v, e = 0.0j, 0.0j, 0.0
+        ratio, z_slope, e = 0.0j, 0.0j, 0.0
         for _ in range(100):
             y = _arc(
                 0.0, 0.0, x, square,
                 eigenvalues, counts, source, modes, log_modes, starts, offsets, settings, sums_out,
             )  # fmt: skip
-            ratio, _a, v, e = _sums(
+            ratio, _excess, z_slope, e = _sums(
                 0.0, 0.0, x, y,
                 eigenvalues, counts, source, modes, log_modes, starts, offsets, settings, sums_out,
             )  # fmt: skip
             here = -(x * ratio.real - y * ratio.imag)
             slope = 2.0 * y * y * e
-            stretch = (slope * slope + v.imag * v.imag) / slope
+            stretch = (slope * slope + z_slope.imag * z_slope.imag) / slope
             # s decreases along the arc.
             if here > s[i]:
                 low = x
