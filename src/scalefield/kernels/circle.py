@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -31,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, special
 
-from scalefield._files import read_archive, write_archive
+from scalefield._result import Archived
 from scalefield._validate import as_count, as_float
 from scalefield.errors import ScalefieldError
 from scalefield.kernels.activations import PowerSeries, relu_power_series
@@ -59,7 +58,7 @@ TERMS, LARGEST = 240, 0.86
 
 
 @dataclass(frozen=True, eq=False)
-class CircleEigenvalues:
+class CircleEigenvalues(Archived):
     r"""Eigenvalues of a kernel on the circle, frequency by frequency.
 
     Attributes
@@ -87,10 +86,6 @@ class CircleEigenvalues:
     trace: float
     method: str
     description: dict[str, Any]
-
-    def __post_init__(self) -> None:
-        for name in ("frequencies", "eigenvalues", "errors", "is_null"):
-            getattr(self, name).setflags(write=False)
 
     def __repr__(self) -> str:
         return (
@@ -237,34 +232,6 @@ class CircleEigenvalues:
             values.append(self.eigenvalues[:1])
             coefficients.append(np.zeros(1))
         return Spectrum(np.concatenate(values), np.concatenate(coefficients))
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to a compressed .npz file, whole or not at all."""
-        settings = {
-            "class": type(self).__name__,
-            "trace": self.trace,
-            "method": self.method,
-            "kernel": self.description,
-        }
-        names = ("frequencies", "eigenvalues", "errors", "is_null")
-        write_archive(path, settings, {name: getattr(self, name) for name in names})
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> CircleEigenvalues:
-        """Read back what `save` wrote.
-
-        Raises
-        ------
-        FileNotFoundError
-            If there is no such file.
-        ScalefieldError
-            If the file is not an archive of this class.
-        """
-        settings, arrays = read_archive(path)
-        if settings.get("class") != cls.__name__:
-            found = settings.get("class") or "something else"
-            raise ScalefieldError(f"{os.fspath(path)}: holds {found}, not {cls.__name__}")
-        return cls(trace=settings["trace"], method=settings["method"], description=settings["kernel"], **arrays)
 
 
 def circle_eigenvalues(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import os
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +12,9 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import stdtrit, zeta
 
-from scalefield._files import read_archive, write_archive
+from scalefield._result import Archived
 from scalefield._validate import as_count, as_float
-from scalefield.errors import KernelWarning, ScalefieldError
+from scalefield.errors import KernelWarning
 from scalefield.spectrum import Spectrum, Task
 
 __all__ = ["SourceCapacityFit", "fit_source_capacity"]
@@ -41,7 +39,7 @@ _LARGEST_SHIFT = 5.0
 
 
 @dataclass(frozen=True)
-class SourceCapacityFit:
+class SourceCapacityFit(Archived):
     r"""Capacity alpha and source beta of a spectrum over a window of modes.
 
     .. math:: \lambda_k \sim c\, k^{-\alpha}, \qquad \sum_{l>k} \lambda_l w_l^{*2} \sim k^{-\alpha\beta}
@@ -116,29 +114,9 @@ class SourceCapacityFit:
         shift = 0.0 if self.n_samples is None else _power_shift(self.alpha, self.alpha_beta) / self.n_samples
         return np.asarray(self.power_prefactor * k ** -(self.alpha_beta + 1.0) * (1.0 + shift * k))
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to one .npz file, whole or not at all."""
-        write_archive(path, {"class": "SourceCapacityFit", **dataclasses.asdict(self)}, {})
-
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> SourceCapacityFit:
-        """Read back what `save` wrote.
-
-        Raises
-        ------
-        FileNotFoundError
-            If there is no such file.
-        ScalefieldError
-            If the file is not an archive of this class.
-        """
-        settings, _ = read_archive(path)
-        if settings.pop("class", None) != "SourceCapacityFit":
-            raise ScalefieldError(f"{os.fspath(path)}: holds something else, not a SourceCapacityFit")
-        try:
-            stored: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
-            return cls(**stored)
-        except TypeError as error:
-            raise ScalefieldError(f"{os.fspath(path)}: written by another version ({error})") from error
+    def _restored(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
 
 
 def fit_source_capacity(

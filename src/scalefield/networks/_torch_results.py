@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scalefield._files import read_archive, write_archive
-from scalefield.errors import ScalefieldError
+from scalefield._result import Archived, Averaged
 from scalefield.networks.features import kernel_alignment, kernel_distance
 
 __all__ = ["DeepNetworkRuns"]
@@ -22,7 +18,7 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class DeepNetworkRuns:
+class DeepNetworkRuns(Averaged, Archived):
     r"""Independent training runs of a deep network; made by `train_vision_network` and `train_language_model`.
 
     Attributes
@@ -78,35 +74,10 @@ class DeepNetworkRuns:
     probe_targets: Array
     settings: Mapping[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, np.ndarray):
-                value.setflags(write=False)
-
-    @property
-    def n_runs(self) -> int:
-        """Number of runs."""
-        return int(self.loss.shape[0])
-
     @property
     def times(self) -> Array:
         """tau = learning rate x step, shape (T,)."""
         return np.asarray(self.learning_rate * self.steps)
-
-    @property
-    def mean(self) -> Array:
-        """Test loss averaged over runs, shape (T,)."""
-        average: Array = self.loss.mean(axis=0)
-        return average
-
-    @property
-    def standard_error(self) -> Array:
-        """Standard error of `mean`, from the sample variance over runs; nan for a single run."""
-        if self.n_runs < 2:
-            return np.full(self.steps.size, np.nan)
-        error: Array = self.loss.std(axis=0, ddof=1) / math.sqrt(self.n_runs)
-        return error
 
     def kernel_distance(self, *, centred: bool = False) -> Array:
         """1 - cosine between the kernels at step 0 and at `probe_steps`, shape (n_runs, K) (Definition A).
@@ -128,44 +99,6 @@ class DeepNetworkRuns:
                 for run in self.probe_kernels
             ]
         ).reshape(self.n_runs, self.probe_steps.size)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to a compressed .npz file, whole or not at all.
-
-        Raises
-        ------
-        OSError
-            If the file cannot be written.
-        """
-        from scalefield import __version__
-
-        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
-        others = {name: value for name, value in values.items() if name not in arrays}
-        others["settings"] = dict(self.settings)
-        write_archive(path, {"class": type(self).__name__, "version": __version__, **others}, arrays)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> DeepNetworkRuns:
-        """Read back what `save` wrote, unchanged.
-
-        Raises
-        ------
-        FileNotFoundError
-            If there is no such file.
-        ScalefieldError
-            If the file is not an archive of this class.
-        """
-        settings, arrays = read_archive(path)
-        kind = settings.pop("class", None)
-        if kind != cls.__name__:
-            raise ScalefieldError(f"{os.fspath(path)}: holds {kind or 'something else'}, not a {cls.__name__}")
-        try:
-            settings.pop("version")
-            values: dict[str, Any] = {**settings, **arrays}
-            return cls(**values)
-        except (KeyError, TypeError) as error:
-            raise ScalefieldError(f"{os.fspath(path)}: written by another version ({error})") from error
 
     def __repr__(self) -> str:
         return (

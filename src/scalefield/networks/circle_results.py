@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
-from dataclasses import dataclass, fields
-from typing import Any, NamedTuple, Self
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scalefield._files import read_archive, write_archive
+from scalefield._result import Archived, Averaged
 from scalefield._validate import as_float
 from scalefield.errors import ScalefieldError
 from scalefield.networks.circle_task import CircleTask
@@ -45,7 +44,7 @@ class LossSpike(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class MultilayerTraining:
+class MultilayerTraining(Averaged, Archived):
     r"""Learning curves of multilayer perceptrons on the circle; made by `train_multilayer`.
 
     Parameters
@@ -97,12 +96,6 @@ class MultilayerTraining:
     kernel_steps: NDArray[np.int64] | None = None
     kernels: Array | None = None
 
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, np.ndarray):
-                value.setflags(write=False)
-
     @property
     def n_seeds(self) -> int:
         """Number of runs."""
@@ -113,20 +106,6 @@ class MultilayerTraining:
         """tau = learning_rate x step of the recorded steps, shape (T,)."""
         tau: Array = self.learning_rate * self.steps.astype(np.float64)
         return tau
-
-    @property
-    def mean(self) -> Array:
-        """Loss averaged over runs, shape (T,)."""
-        average: Array = self.loss.mean(axis=0)
-        return average
-
-    @property
-    def standard_error(self) -> Array:
-        """Standard error of `mean`, from the sample variance over runs; nan for a single run."""
-        if self.n_seeds < 2:
-            return np.full(self.steps.size, np.nan)
-        error: Array = self.loss.std(axis=0, ddof=1) / math.sqrt(self.n_seeds)
-        return error
 
     @property
     def source_exponent(self) -> float:
@@ -285,47 +264,9 @@ class MultilayerTraining:
             raise ScalefieldError(f"the kernel at step 0 was not recorded; the first is at {self.kernel_steps[0]}")
         return kernels[:, 0]
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to a compressed .npz file, whole or not at all.
-
-        Raises
-        ------
-        OSError
-            If the file cannot be written.
-        """
-        from scalefield import __version__
-
-        settings: dict[str, Any] = {"class": type(self).__name__, "version": __version__, "task": self.task.describe()}
-        arrays = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, np.ndarray):
-                arrays[field.name] = value
-            elif field.name != "task":
-                settings[field.name] = value
-        write_archive(path, settings, arrays)
-
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read back what `save` wrote, unchanged.
-
-        Raises
-        ------
-        FileNotFoundError
-            If there is no such file.
-        ScalefieldError
-            If the file is not an archive of this class.
-        """
-        settings, stored = read_archive(path)
-        arrays: dict[str, Any] = dict(stored)
-        kind = settings.pop("class", None)
-        if kind != cls.__name__:
-            raise ScalefieldError(f"{os.fspath(path)}: holds {kind or 'something else'}, not a {cls.__name__}")
-        try:
-            settings.pop("version")
-            return cls(task=CircleTask(**settings.pop("task")), **settings, **arrays)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ScalefieldError(f"{os.fspath(path)}: written by another version ({error})") from error
+    def _restored(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        return {**settings, "task": CircleTask(**settings["task"])}
 
     def __repr__(self) -> str:
         final = f"{self.mean[-1]:.4g}"

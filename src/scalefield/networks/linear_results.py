@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import os
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scalefield._files import read_archive, write_archive
-from scalefield.errors import ScalefieldError
+from scalefield._result import Archived, Averaged
 from scalefield.spectrum import Task
 
 __all__ = ["LinearNetworkFlow", "LinearNetworkRuns"]
@@ -20,60 +16,16 @@ __all__ = ["LinearNetworkFlow", "LinearNetworkRuns"]
 Array = NDArray[np.float64]
 
 
-class _Archived:
-    """Frozen results with exact save and load: arrays as arrays, the spectrum by its description, the rest as JSON."""
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            if isinstance(value, np.ndarray):
-                value.setflags(write=False)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to a compressed .npz file, whole or not at all.
-
-        Raises
-        ------
-        OSError
-            If the file cannot be written.
-        """
-        from scalefield import __version__
-
-        settings: dict[str, Any] = {"class": type(self).__name__, "version": __version__}
-        arrays = {}
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            if isinstance(value, np.ndarray):
-                arrays[field.name] = value
-            else:
-                settings[field.name] = value.describe() if isinstance(value, Task) else value
-        write_archive(path, settings, arrays)
+class _OfTask(Archived):
+    """A result with a task."""
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read back what `save` wrote, unchanged.
-
-        Raises
-        ------
-        FileNotFoundError
-            If there is no such file.
-        ScalefieldError
-            If the file is not an archive of this class.
-        """
-        settings, arrays = read_archive(path)
-        kind = settings.pop("class", None)
-        if kind != cls.__name__:
-            raise ScalefieldError(f"{os.fspath(path)}: holds {kind or 'something else'}, not a {cls.__name__}")
-        try:
-            settings.pop("version")
-            spectrum = Task.from_description(settings.pop("spectrum"))
-            return cls(spectrum=spectrum, **settings, **arrays)  # type: ignore[call-arg]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ScalefieldError(f"{os.fspath(path)}: written by another version ({error})") from error
+    def _restored(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        return {**settings, "spectrum": Task.from_description(settings["spectrum"])}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LinearNetworkRuns(_Archived):
+class LinearNetworkRuns(Averaged, _OfTask):
     r"""Independent training runs of a linear network; made by `train_linear_network`.
 
     Attributes
@@ -131,11 +83,6 @@ class LinearNetworkRuns(_Archived):
     alignment: Array | None = None
 
     @property
-    def n_runs(self) -> int:
-        """Number of runs."""
-        return int(self.loss.shape[0])
-
-    @property
     def n_steps(self) -> int:
         """The last recorded step."""
         return int(self.steps[-1])
@@ -148,20 +95,6 @@ class LinearNetworkRuns(_Archived):
         spike: Array = self.singular_values[:, :, 0] ** 2
         return spike
 
-    @property
-    def mean(self) -> Array:
-        """Loss averaged over runs, shape (T,)."""
-        average: Array = self.loss.mean(axis=0)
-        return average
-
-    @property
-    def standard_error(self) -> Array:
-        """Standard error of `mean`, from the sample variance over runs; nan for a single run."""
-        if self.n_runs < 2:
-            return np.full(self.steps.size, np.nan)
-        error: Array = self.loss.std(axis=0, ddof=1) / math.sqrt(self.n_runs)
-        return error
-
     def __repr__(self) -> str:
         return (
             f"LinearNetworkRuns(width {self.width:g}, gamma {self.gamma:g}, learning rate {self.learning_rate:g}, "
@@ -171,7 +104,7 @@ class LinearNetworkRuns(_Archived):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LinearNetworkFlow(_Archived):
+class LinearNetworkFlow(_OfTask):
     r"""Gradient flow of an infinitely wide linear network; made by `solve_linear_network_flow`.
 
     Attributes

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scalefield._result import Result
+from scalefield._result import Averaged, Result, standard_error
 
 __all__ = ["Simulation"]
 
@@ -15,7 +15,7 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Simulation(Result):
+class Simulation(Averaged, Result):
     """Learning curves of independent runs of a model; made by `simulate`.
 
     Parameters
@@ -67,25 +67,9 @@ class Simulation(Result):
     tail: float = 0.0
 
     @property
-    def n_runs(self) -> int:
-        """Number of runs."""
-        return int(self.loss.shape[0])
-
-    @property
     def n_steps(self) -> int:
         """The last recorded step."""
         return int(self.steps[-1])
-
-    @property
-    def mean(self) -> Array:
-        """Loss averaged over runs, shape (T,)."""
-        average: Array = self.loss.mean(axis=0)
-        return average
-
-    @property
-    def standard_error(self) -> Array:
-        """Standard error of `mean`, from the sample variance over runs; nan for a single run."""
-        return _standard_error(self.loss)
 
     @property
     def train_mean(self) -> Array:
@@ -98,7 +82,7 @@ class Simulation(Result):
     @property
     def train_standard_error(self) -> Array:
         """Standard error of `train_mean`; nan for a single run, and online."""
-        return np.full(self.steps.size, np.nan) if self.train_loss is None else _standard_error(self.train_loss)
+        return np.full(self.steps.size, np.nan) if self.train_loss is None else standard_error(self.train_loss)
 
     @property
     def generalization_gap(self) -> Array | None:
@@ -116,10 +100,3 @@ class Simulation(Result):
             f"Simulation({self.model.summary()}; seed {self.seed}, {self.n_runs} run(s), {self.n_steps} steps, "
             f"loss {self.mean[0]:.6g} -> {final})"
         )
-
-
-def _standard_error(curves: Array) -> Array:
-    if len(curves) < 2:
-        return np.full(curves.shape[1], np.nan)
-    error: Array = curves.std(axis=0, ddof=1) / np.sqrt(len(curves))
-    return error
