@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 
 import scalefield as sf
+from scalefield import _checkpoint as checkpoint_module
+from scalefield import _ensemble as ensemble
+from scalefield._checkpoint import Checkpoint
 from scalefield.errors import CheckpointWarning, DivergenceError, Interrupted, ScalefieldError, StabilityWarning
-from scalefield.simulation import checkpoint as checkpoint_module
-from scalefield.simulation import ensemble
-from scalefield.simulation.checkpoint import Checkpoint
 from scalefield.simulation.literal import LiteralWorker
 from scalefield.simulation.reduced import ReducedWorker
 
@@ -76,8 +76,8 @@ def leave_unfinished(path: Path, model: sf.Model, **call) -> None:
     kept: list[int] = []
     write = Checkpoint.write
 
-    def noted(self, loss, records, finished, states):
-        write(self, loss, records, finished, states)
+    def noted(self, arrays, states):
+        write(self, arrays, states)
         kept.extend(state.step for state in states.values())
 
     def progress(done: int, total: int) -> None:
@@ -96,8 +96,8 @@ KILLED = """
     import os, random, signal, sys, time
     import numpy as np
     import scalefield as sf
+    from scalefield import _ensemble as ensemble
     from scalefield import _files
-    from scalefield.simulation import ensemble
 
     method, folder, at = sys.argv[1], sys.argv[2], sys.argv[3]
     ensemble._POLL_SECONDS = 0.005
@@ -227,9 +227,9 @@ def test_runs_shorter_than_the_interval_are_kept_when_finished(tmp_path, short_c
     path, kept = tmp_path / "runs", []
     write = Checkpoint.write
 
-    def noted(self, loss, records, finished, states):
-        kept.append(int(finished.sum()))
-        write(self, loss, records, finished, states)
+    def noted(self, arrays, states):
+        kept.append(int(arrays["finished"].sum()))
+        write(self, arrays, states)
 
     monkeypatch.setattr(Checkpoint, "write", noted)
     # The disk may be slow.
@@ -329,14 +329,15 @@ def restored(path: Path, **changes):
     model = call.pop("model", MODEL)
     restore, found = Checkpoint.restore, []
 
-    def look(self, loss, records, finished):
-        for array in (loss, *records.values()):
-            array.fill(np.nan)
+    def look(self, arrays_out):
+        for name, array in arrays_out.items():
+            if name != "finished":
+                array.fill(np.nan)
         try:
-            states = restore(self, loss, records, finished)
+            states = restore(self, arrays_out)
         except ScalefieldError as error:
             states = error
-        found.extend((states, loss, finished, records))
+        found.extend((states, arrays_out))
         raise LookedAtError
 
     with pytest.MonkeyPatch.context() as patch:
@@ -346,9 +347,8 @@ def restored(path: Path, **changes):
     return found
 
 
-def untouched(loss, finished, records) -> bool:
-    arrays = (loss, *records.values())
-    return all(np.isnan(array).all() for array in arrays) and not finished.any()
+def untouched(arrays) -> bool:
+    return all(not array.any() if name == "finished" else np.isnan(array).all() for name, array in arrays.items())
 
 
 @pytest.fixture(scope="module")
@@ -365,13 +365,13 @@ def unfinished(tmp_path_factory):
 def test_what_is_kept(unfinished, tmp_path):
     path = tmp_path / "runs"
     path.write_bytes(unfinished)
-    states, loss, finished, _ = restored(path)
+    states, arrays = restored(path)
     assert len(states) in (1, 2)
     for state in states.values():
         assert 0 < state.step < 20_000
         assert set(state.arrays) == {"w", "theta", "mixing"}
-    assert np.isfinite(loss[list(states), 0]).all()
-    assert not finished.all()
+    assert np.isfinite(arrays["loss"][list(states), 0]).all()
+    assert not arrays["finished"].all()
 
 
 def test_truncated_files_are_refused(unfinished, tmp_path):
@@ -382,10 +382,10 @@ def test_truncated_files_are_refused(unfinished, tmp_path):
     cuts |= set(np.random.default_rng(0).integers(0, size, 50).tolist())
     for cut in sorted(cuts):
         path.write_bytes(unfinished[:cut])
-        error, *arrays = restored(path)
+        error, arrays = restored(path)
         assert isinstance(error, ScalefieldError), cut
         assert str(path) in str(error)
-        assert untouched(*arrays), cut
+        assert untouched(arrays), cut
         assert path.read_bytes() == unfinished[:cut]
     with pytest.raises(ScalefieldError, match="not a scalefield archive"):
         sf.simulate(MODEL, **CALL, checkpoint=path)
@@ -395,7 +395,7 @@ def test_flipped_bits_are_refused_or_harmless(unfinished, tmp_path):
     """Every checksummed byte counts; those that say when the file was made do not."""
     path = tmp_path / "runs"
     path.write_bytes(unfinished)
-    states, *expected = restored(path)
+    states, expected = restored(path)
     assert not isinstance(states, ScalefieldError)
     places = np.random.default_rng(1).choice(len(unfinished), 400, replace=False).tolist()
     # What tells types and shapes: a smaller array would be read without its checksum.
@@ -408,15 +408,13 @@ def test_flipped_bits_are_refused_or_harmless(unfinished, tmp_path):
             damaged = bytearray(unfinished)
             damaged[place] ^= 1 << bit
             path.write_bytes(damaged)
-            found, *arrays = restored(path)
+            found, arrays = restored(path)
             if isinstance(found, ScalefieldError):
                 refused += 1
-                assert untouched(*arrays), place
+                assert untouched(arrays), place
                 continue
-            np.testing.assert_array_equal(arrays[0], expected[0])
-            np.testing.assert_array_equal(arrays[1], expected[1])
-            for name, array in arrays[2].items():
-                np.testing.assert_array_equal(array, expected[2][name])
+            for name, array in arrays.items():
+                np.testing.assert_array_equal(array, expected[name])
             assert {run: state.step for run, state in found.items()} == {r: s.step for r, s in states.items()}
             for run, state in found.items():
                 for name, array in state.arrays.items():
@@ -431,7 +429,6 @@ def test_flipped_bits_are_refused_or_harmless(unfinished, tmp_path):
         ("model", {"model": MODEL.replace(spectrum=sf.PowerLawSpectrum(1.5, 0.5, n_modes=61))}),
         ("model", {"model": MODEL.replace(batch_size=5)}),
         ("n_steps", {"n_steps": 20_001}),
-        ("n_runs", {"n_runs": 4}),
         ("seed", {"seed": 6}),
         ("method", {"method": "literal"}),
         ("record", {"record": [0, 4, 20_000]}),
@@ -445,14 +442,37 @@ def test_flipped_bits_are_refused_or_harmless(unfinished, tmp_path):
 def test_checkpoints_of_other_calls_are_refused(unfinished, tmp_path, name, changes):
     path = tmp_path / "runs"
     path.write_bytes(unfinished)
-    error, *arrays = restored(path, **changes)
+    error, arrays = restored(path, **changes)
     assert isinstance(error, ScalefieldError)
     assert f"{path}: checkpoint of another simulation, with " in str(error)
     assert "give another path, or remove the file to start anew" in str(error)
     # Methods are told before features.
     assert f"with {'method' if name == 'features' else name} " in str(error)
-    assert untouched(*arrays)
+    assert untouched(arrays)
     assert path.read_bytes() == unfinished
+
+
+def test_more_runs_may_be_asked_for(unfinished, tmp_path):
+    """Finished ones and those under way are taken up, others begun; none is lost by asking for fewer."""
+    call = {**CALL, "n_steps": 600}
+    path = tmp_path / "runs"
+    first = sf.simulate(MODEL, **call, checkpoint=path)
+    stored, n_runs = path.read_bytes(), first.n_runs
+    done: list[int] = []
+    more = {**call, "n_runs": n_runs + 2}
+    found = sf.simulate(MODEL, **more, checkpoint=path, progress=lambda now, total: done.append(now))
+    assert done[0] == n_runs * 600
+    np.testing.assert_array_equal(found.loss[:n_runs], first.loss)
+    assert_equal(found, sf.simulate(MODEL, **more))
+    path.write_bytes(stored)
+    message = f"checkpoint of {n_runs} runs, {n_runs - 1} are asked for; ask for at least as many"
+    with pytest.raises(ScalefieldError, match=message):
+        sf.simulate(MODEL, **{**call, "n_runs": n_runs - 1}, checkpoint=path)
+    assert path.read_bytes() == stored
+    path.write_bytes(unfinished)
+    states, arrays = restored(path, n_runs=5)
+    assert len(states) in (1, 2)
+    assert len(arrays["loss"]) == 5
 
 
 def test_checkpoints_of_other_features_are_refused(tmp_path):
@@ -466,7 +486,7 @@ def test_checkpoints_of_other_features_are_refused(tmp_path):
     ("attribute", "value", "message"),
     [
         ("scalefield.__version__", "0.0.1", "with version '0.0.1' instead of"),
-        ("scalefield.simulation.checkpoint._FORMAT", 0, "not a checkpoint of this version of scalefield"),
+        ("scalefield._checkpoint._FORMAT", 0, "not a checkpoint of this version of scalefield"),
     ],
 )
 def test_checkpoints_of_other_versions_are_refused(tmp_path, monkeypatch, attribute, value, message):

@@ -27,10 +27,11 @@ from reference_simulation import (
     train,
     weight_statistics,
 )
+from scalefield import _ensemble as ensemble
 from scalefield import _projection
 from scalefield._native import rng
 from scalefield.errors import DivergenceError, Interrupted, StabilityWarning
-from scalefield.simulation import ensemble, reduction
+from scalefield.simulation import reduction
 from scalefield.simulation.reduction import reduce_projection
 
 simulate = partial(sf.simulate, method="reduced", record="all")

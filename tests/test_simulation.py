@@ -22,6 +22,7 @@ import pytest
 
 import scalefield as sf
 from reference_simulation import batches, initial_projection, losses, train
+from scalefield import _ensemble as ensemble
 from scalefield import _memory
 from scalefield._native import literal_steps
 from scalefield.errors import (
@@ -31,7 +32,7 @@ from scalefield.errors import (
     ScalefieldError,
     StabilityWarning,
 )
-from scalefield.simulation import dispatch, ensemble, literal
+from scalefield.simulation import dispatch, literal
 from scalefield.simulation.plan import Plan
 
 # What this file is about; reduced runs have their own.

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from scalefield._checkpoint import Checkpoint, CheckpointFile
+from scalefield._ensemble import Engine, Ensemble, Recorder, chunk_steps
 from scalefield._memory import available_memory, format_bytes, require_memory
 from scalefield._progress import Progress
 from scalefield._projection import modes_kept
 from scalefield._steps import as_steps, log_spaced_steps
 from scalefield._threads import single_threaded_blas, thread_count
-from scalefield._validate import as_count, as_float, as_seed
+from scalefield._validate import as_count, as_seed
 from scalefield.errors import DivergenceError, Interrupted
 from scalefield.model import Model
-from scalefield.simulation.checkpoint import Checkpoint, stored_seed
-from scalefield.simulation.ensemble import Ensemble
 from scalefield.simulation.literal import Literal
 from scalefield.simulation.offline import LiteralOffline, ReducedOffline
 from scalefield.simulation.plan import Plan
@@ -198,17 +198,14 @@ def simulate(
     >>> bool(simulation.mean[50] < simulation.mean[0])
     True
     """
-    seconds = as_float("checkpoint_every", checkpoint_every, minimum=0.0, exclusive=True)
-    if checkpoint is not None:
-        if not isinstance(checkpoint, (str, os.PathLike)):
-            raise TypeError(f"checkpoint must be a path, got {checkpoint!r} of type {type(checkpoint).__name__}")
-        if seed is None:
-            # The same call goes on with the seed that was drawn first.
-            seed = stored_seed(checkpoint)
+    file = CheckpointFile.checked(checkpoint, checkpoint_every)
+    if file is not None and seed is None:
+        # The same call goes on with the seed that was drawn first.
+        seed = file.stored_seed()
     plan = _plan(model, n_steps, n_runs, seed, method, device, record, dtype, features, statistics, modes, replacement)
     model.warn_if_unstable()
     if device == "cuda":
-        if checkpoint is not None:
+        if file is not None:
             raise ValueError("checkpoint must be None on device 'cuda', which writes none")
         return _simulate_on_cuda(plan, progress)
 
@@ -234,7 +231,8 @@ def simulate(
         format_bytes(engine.bytes_per_worker),
     )
     engine.allocate()
-    ensemble = Ensemble(plan, engine, stop, None if checkpoint is None else Checkpoint(checkpoint, seconds, plan))
+    store = None if file is None else Checkpoint(file, "simulation", plan.describe())
+    ensemble = _ensemble(plan, engine, stop, store)
     try:
         with single_threaded_blas():
             ensemble.execute(n_threads, progress)
@@ -244,12 +242,45 @@ def simulate(
         partial = _simulation(plan, ensemble, finished, plan.record_steps.size) if count else None
         raise Interrupted(f"interrupted with {count} of {plan.n_runs} runs finished", partial) from interrupt
     everything = np.ones(plan.n_runs, dtype=bool)
-    if ensemble.divergences:
-        step, run = min((step, run) for run, (step, _) in ensemble.divergences.items())
+    if ensemble.first_divergence is not None:
+        step, run, loss = ensemble.first_divergence
         n_before = int(np.searchsorted(plan.record_steps, step))
         partial = _simulation(plan, ensemble, everything, n_before) if n_before else None
-        raise _divergence(plan, run, step, f" ({ensemble.divergences[run][1]:.3g})", partial)
+        raise _divergence(plan, run, step, f" ({loss:.3g})", partial)
     return _simulation(plan, ensemble, everything, plan.record_steps.size)
+
+
+def _ensemble(plan: Plan, engine: Any, stop: NDArray[np.uint8], checkpoint: Checkpoint | None) -> Ensemble:
+    """The runs, and arrays for what is recorded of them."""
+    shape = (plan.n_runs, plan.record_steps.size)
+    # "tail": what engines say of the modes that they do not take one by one.
+    arrays = {"loss": np.full(shape, np.nan), "tail": np.zeros(plan.n_runs)}
+    arrays |= {name: np.full(shape, np.nan) for name in plan.statistics}
+    if plan.model.is_offline:
+        arrays["train_loss"] = np.full(shape, np.nan)
+    if plan.modes is not None:
+        arrays["mode_errors"] = np.full((*shape, plan.modes.size), np.nan)
+    chunk = chunk_steps(engine.work_per_step)
+    observed = plan.record_steps if plan.records_state else plan.record_steps[:0]
+
+    def worker() -> _Run:
+        return _Run(engine.worker(), plan.record_steps, arrays, chunk)
+
+    return Ensemble(plan.n_steps, arrays, worker, chunk, observed, stop, checkpoint)
+
+
+class _Run(Recorder):
+    """Records the tail as well."""
+
+    def __init__(self, engine: Engine, steps: NDArray[np.int64], arrays: dict[str, NDArray[Any]], chunk: int) -> None:
+        super().__init__(engine, steps, arrays, chunk)
+        self._tails = arrays["tail"]
+
+    def start(self, run: int) -> bool:
+        if not super().start(run):
+            return False
+        self._tails[run] = getattr(self.engine, "tail", 0.0)
+        return True
 
 
 def _simulate_on_cuda(plan: Plan, progress: Progress | None) -> Simulation:
@@ -309,18 +340,19 @@ def _divergence(plan: Plan, run: int, step: int, loss: str, partial: Simulation 
 def _simulation(plan: Plan, ensemble: Ensemble, runs: NDArray[np.bool_], n_records: int) -> Simulation:
     """The result of some runs, up to some record."""
     records: dict[str, Any] = {
-        name: np.ascontiguousarray(array[runs, :n_records]) for name, array in ensemble.records.items()
+        name: np.ascontiguousarray(array[runs, :n_records])
+        for name, array in ensemble.arrays.items()
+        if name not in ("finished", "tail")
     }
     return Simulation(
         plan.model,
         seed=plan.seed,
         steps=plan.record_steps[:n_records].copy(),
-        loss=np.ascontiguousarray(ensemble.loss[runs, :n_records]),
         method=plan.method,
         dtype=plan.dtype.name,
         features=plan.features if isinstance(plan.features, str) else "callable",
         modes=plan.modes,
-        tail=float(ensemble.tails[runs].max()),
+        tail=float(ensemble.arrays["tail"][runs].max()),
         **records,
     )
 

@@ -56,3 +56,22 @@ class Plan:
     def records_state(self) -> bool:
         """Whether anything but the loss is recorded."""
         return bool(self.statistics) or self.modes is not None or self.model.is_offline
+
+    def describe(self) -> dict[str, Any]:
+        """What a checkpoint must agree with: all but the number of runs."""
+        return {
+            "model": self.model.describe(),
+            "n_steps": self.n_steps,
+            "seed": self.seed,
+            "method": self.method,
+            "record": self.record_steps,
+            "dtype": self.dtype.name,
+            "features": self.features if isinstance(self.features, str) else _name(self.features),
+            "statistics": list(self.statistics),
+            "modes": np.zeros(0, dtype=np.int64) if self.modes is None else self.modes,
+            "replacement": self.replacement,
+        }
+
+
+def _name(function: Any) -> str:
+    return f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', repr(function))}"
