@@ -14,7 +14,7 @@ import pytest
 from scalefield._threads import single_threaded_blas
 from scalefield.networks import CircleTask
 from scalefield.networks.circle import _plan
-from scalefield.networks.circle_training import Worker
+from scalefield.networks.circle_training import CircleWorker, Training
 
 TASK = CircleTask(1.0)
 BATCH, ETA, N_STEPS = 128, 0.05, 50
@@ -24,7 +24,7 @@ WIDTHS = [pytest.param(256, id="256"), pytest.param(512, id="512")]
 class PlainNumPy:
     """The same network and steps, F_0 and target interpolated from 2^16 points."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: CircleWorker) -> None:
         self.first, self.hidden, self.readout = worker.first.copy(), worker.hidden[0].copy(), worker.readout.copy()
         self.dtype = self.first.dtype
         self.n = self.readout.size
@@ -57,20 +57,20 @@ class PlainNumPy:
 
 
 class Package:
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: CircleWorker) -> None:
         self.worker, self.step = worker, 0
-        self.loss, self.typical = np.empty(N_STEPS), np.empty(N_STEPS)
 
     def train(self) -> float:
-        status, _ = self.worker.advance(0, self.step, self.step + N_STEPS, self.loss, self.typical)
-        assert status == 0
-        self.step += N_STEPS
-        return float(self.loss[-1])
+        end, chunk = self.step + N_STEPS, self.worker.plan.chunk
+        while self.step < end:
+            status, self.step, _ = self.worker.advance(0, self.step, min(end, self.step + chunk))
+            assert status == 0
+        return float(self.worker.arrays["batch_loss"][0, end - 1])
 
 
-def make_worker(width: int, dtype: str) -> Worker:
+def make_worker(width: int, dtype: str) -> CircleWorker:
     plan = _plan(TASK, 2, width, 1.0, 1.0, ETA, BATCH, 10**6, 1, 0, "log", None, None, 4096, dtype)
-    worker = Worker(plan, *TASK.on_grid(4096), np.zeros(1, dtype=np.uint8))
+    worker = Training(plan, None)._worker()
     assert worker.start(0)
     return worker
 

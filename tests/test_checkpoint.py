@@ -425,9 +425,9 @@ def test_flipped_bits_are_refused_or_harmless(unfinished, tmp_path):
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("model", {"model": MODEL.replace(gamma=1.0 + 1e-15)}),
-        ("model", {"model": MODEL.replace(spectrum=sf.PowerLawSpectrum(1.5, 0.5, n_modes=61))}),
-        ("model", {"model": MODEL.replace(batch_size=5)}),
+        ("model.gamma", {"model": MODEL.replace(gamma=1.0 + 1e-15)}),
+        ("model.spectrum.n_modes", {"model": MODEL.replace(spectrum=sf.PowerLawSpectrum(1.5, 0.5, n_modes=61))}),
+        ("model.batch_size", {"model": MODEL.replace(batch_size=5)}),
         ("n_steps", {"n_steps": 20_001}),
         ("seed", {"seed": 6}),
         ("method", {"method": "literal"}),

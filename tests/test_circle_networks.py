@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 import scalefield as sf
+from scalefield import _ensemble as ensemble
 from scalefield._native import circle_steps, rng
 from scalefield._threads import single_threaded_blas
-from scalefield.errors import CheckpointWarning, DivergenceError, InsufficientMemoryError, Interrupted, ScalefieldError
+from scalefield.errors import DivergenceError, InsufficientMemoryError, Interrupted, ScalefieldError
 from scalefield.figures import figure_5
 from scalefield.networks import CircleTask, LossSpike, MultilayerTraining, circle, circle_training, train_multilayer
 from scalefield.scaling import time_exponent
@@ -69,7 +70,7 @@ class PlainNetwork:
         return np.concatenate([part.ravel() for part in self.gradient(theta)])
 
 
-def make_worker(**arguments) -> circle_training.Worker:
+def make_worker(**arguments) -> circle_training.CircleWorker:
     """The engine with the network of run 0, ready to train."""
     defaults = {
         "task": TASK, "depth": 2, "width": 16, "activation_power": 1.0, "gamma": 1.0, "learning_rate": 0.05,
@@ -77,13 +78,13 @@ def make_worker(**arguments) -> circle_training.Worker:
         "kernel_steps": None, "n_test": 64, "dtype": "float64",
     }  # fmt: skip
     plan = circle._plan(**{**defaults, **arguments})
-    worker = circle_training.Worker(plan, *plan.task.on_grid(plan.n_test), np.zeros(1, dtype=np.uint8))
+    worker = circle_training.Training(plan, None)._worker()
     with single_threaded_blas():
         assert worker.start(0)
     return worker
 
 
-def plain_copy(worker: circle_training.Worker) -> PlainNetwork:
+def plain_copy(worker: circle_training.CircleWorker) -> PlainNetwork:
     weights = [worker.first.copy(), *(layer.copy() for layer in worker.hidden), worker.readout.copy()]
     return PlainNetwork([w.astype(np.float64) for w in weights], worker.plan.gamma, worker.plan.activation_power)
 
@@ -128,9 +129,9 @@ def test_a_step_is_that_of_plain_numpy_and_of_finite_differences(depth, power):
     worker = make_worker(depth=depth, width=7, activation_power=power, gamma=gamma, learning_rate=eta, batch_size=size)
     plain = plain_copy(worker)
     theta = angles(3, 0, size)
-    loss, typical = np.empty(1), np.empty(1)
     with single_threaded_blas():
-        assert worker.advance(0, 0, 1, loss, typical) == (circle_steps.OK, 1)
+        assert worker.advance(0, 0, 1)[:2] == (circle_steps.OK, 1)
+    loss, typical = worker.buffers
     # f = 0 before the first step, to the target's 1e-11.
     y = TASK(theta)
     np.testing.assert_allclose(loss[0], np.mean(y**2), rtol=1e-10)
@@ -158,7 +159,7 @@ def test_many_steps_are_those_of_plain_numpy():
     plain = plain_copy(worker)
     initial = PlainNetwork([w.copy() for w in plain.weights], plain.gamma, 1.0)
     with single_threaded_blas():
-        assert worker.advance(0, 0, 12, np.empty(12), np.empty(12)) == (circle_steps.OK, 12)
+        assert worker.advance(0, 0, 12)[:2] == (circle_steps.OK, 12)
     for step in range(12):
         theta = angles(8, step, 5)
         residual = TASK(theta) - [plain.output(a) - initial.output(a) for a in theta]
@@ -186,7 +187,7 @@ def test_interpolated_centre_is_close():
     )  # fmt: skip
     with single_threaded_blas():
         for worker in (tabulated, exact):
-            worker.advance(0, 0, 1, np.empty(1), np.empty(1))
+            worker.advance(0, 0, 1)
     # What is left of the residual.
     difference = np.abs(tabulated.batch[4] - exact.batch[4])
     assert 0.0 < difference.max() < 1e-5
@@ -198,7 +199,7 @@ def test_test_loss_is_the_mean_over_the_circle():
     task = CircleTask(1.0, n_modes=4000)
     worker = make_worker(task=task, width=32, n_test=512, n_steps=60)
     with single_threaded_blas():
-        worker.advance(0, 0, 60, np.empty(60), np.empty(60))
+        worker.advance(0, 0, 60)
         loss = worker.test_loss()
         theta = 2.0 * math.pi / 2**14 * np.arange(2**14)
         values, initial = np.empty(theta.size), np.empty(theta.size)
@@ -419,14 +420,13 @@ def test_too_wide_networks_are_refused():
         train_multilayer(TASK, width=10**7)
 
 
-def test_interrupted_training_keeps_finished_runs_and_goes_on(tmp_path, monkeypatch):
+def test_interrupted_training_keeps_finished_runs(monkeypatch):
     monkeypatch.setenv("SCALEFIELD_NUM_THREADS", "1")
-    monkeypatch.setattr(circle_training, "_POLL_SECONDS", 0.002)
+    monkeypatch.setattr(ensemble, "_POLL_SECONDS", 0.002)
     call = {**SMALL, "n_steps": 400, "n_seeds": 3, "kernel_points": 5}
     whole = train_multilayer(TASK, **call)
-    path = tmp_path / "runs.npz"
     # The last run waits for Ctrl-C.
-    advance, interrupted = circle_training.Worker.advance, threading.Event()
+    advance, interrupted = circle_training.CircleWorker.advance, threading.Event()
 
     def wait(self, run, t_first, *arguments):
         if run == 2 and t_first > 0:
@@ -438,35 +438,11 @@ def test_interrupted_training_keeps_finished_runs_and_goes_on(tmp_path, monkeypa
             interrupted.set()
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(circle_training.Worker, "advance", wait)
-        with pytest.raises(Interrupted, match="2 of 3 runs finished") as caught:
-            train_multilayer(TASK, **call, checkpoint=path, progress=progress)
-    np.testing.assert_array_equal(caught.value.partial.loss, whole.loss[:2])
-
-    started = []
-    with monkeypatch.context() as patch:
-        start = circle_training.Worker.start
-        patch.setattr(circle_training.Worker, "start", lambda self, run: (started.append(run), start(self, run))[1])
-        # The seed is the file's.
-        continued = train_multilayer(TASK, **{**call, "seed": None}, checkpoint=path)
-    assert started == [2]
+    monkeypatch.setattr(circle_training.CircleWorker, "advance", wait)
+    with pytest.raises(Interrupted, match="2 of 3 runs finished") as caught:
+        train_multilayer(TASK, **call, progress=progress)
     for name in ("loss", "batch_loss", "typical_batch_loss", "kernels"):
-        np.testing.assert_array_equal(getattr(continued, name), getattr(whole, name))
-    with pytest.raises(ScalefieldError, match="another training, with gamma"):
-        train_multilayer(TASK, **call, gamma=2.0, checkpoint=path)
-
-    def fail(*_, **__):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(circle_training, "write_archive", fail)
-    with pytest.raises(OSError, match="disk full"):
-        train_multilayer(TASK, **call, checkpoint=tmp_path / "new.npz")
-    path.unlink()
-    plan = circle._plan(TASK, 2, 4, 1.0, 1.0, 0.1, 1, 1, 1, 0, "log", None, None, 4, "float64")
-    checkpoint = circle_training.Checkpoint(path, plan)
-    with pytest.warns(CheckpointWarning, match="disk full"):
-        checkpoint.write({})
+        np.testing.assert_array_equal(getattr(caught.value.partial, name), getattr(whole, name)[:2])
 
 
 @pytest.mark.parametrize(
@@ -481,7 +457,7 @@ def test_interrupted_training_keeps_finished_runs_and_goes_on(tmp_path, monkeypa
         ({"batch_size": 2.5}, ValueError, "batch_size must be an integer"),
         ({"n_steps": 2**32}, ValueError, "n_steps must be below"),
         ({"n_seeds": "3"}, TypeError, "n_seeds must be an integer"),
-        ({"record": "some"}, ValueError, "record must be 'log', 'all'"),
+        ({"record": "some"}, ValueError, "record must be 'log', 'all' or increasing steps, got 'some'"),
         ({"record": [0, 99]}, ValueError, "record must increase"),
         ({"kernel_steps": [0]}, ValueError, "kernel_steps goes with kernel_points"),
         ({"kernel_points": 2}, ValueError, "kernel_points must be an integer of at least 3"),

@@ -427,7 +427,7 @@ def test_divergence(torch):
         ({"dtype": "float16"}, ValueError, "dtype must be 'float64' or 'float32', got 'float16'"),
         ({"device": "tpu"}, ValueError, "device must be 'cpu' or 'cuda', got 'tpu'"),
         ({"data": "digits"}, TypeError, "data must be an ImageStream or None, got 'digits'"),
-        ({"record": "some"}, ValueError, "record must be 'log', 'all' or a list of steps"),
+        ({"record": "some"}, ValueError, "record must be 'log', 'all' or increasing steps, got 'some'"),
         ({"probe_record": [2, 6]}, ValueError, "probe_record must begin with step 0, got 2"),
         ({"n_probe": 0}, ValueError, "probe_record goes with n_probe of at least 1"),
         ({"n_test": 2}, ValueError, "n_test must be an integer of at least 4"),

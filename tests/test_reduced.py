@@ -649,7 +649,7 @@ INFINITE = sf.PowerLawSpectrum(1.5, 0.5)
         ({"modes": [True]}, TypeError, "modes must be an array of integers, got dtype bool"),
         ({"modes": [[1], [2, 3]]}, TypeError, "modes must be an array of integers, got list"),
         ({"modes": [2**32], "model": make(spectrum=INFINITE)}, ValueError, "integers from 0 to 4294967295, got"),
-        ({"record": "some"}, ValueError, "record must be one of 'log', 'all', got 'some'"),
+        ({"record": "some"}, ValueError, "record must be 'log', 'all' or increasing steps, got 'some'"),
         ({"record": [3, 3]}, ValueError, "record must increase from at least 0 to at most n_steps = 5"),
         ({"record": [4, 6]}, ValueError, "record must increase from at least 0 to at most n_steps = 5"),
         ({"record": [-1, 4]}, ValueError, "record must increase from at least 0 to at most n_steps = 5"),

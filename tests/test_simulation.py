@@ -32,7 +32,7 @@ from scalefield.errors import (
     ScalefieldError,
     StabilityWarning,
 )
-from scalefield.simulation import dispatch, literal
+from scalefield.simulation import literal
 from scalefield.simulation.plan import Plan
 
 # What this file is about; reduced runs have their own.
@@ -370,7 +370,7 @@ def test_little_memory_means_fewer_threads(monkeypatch, caplog):
     sizes = literal._Sizes.of(model, 150)
     expected = simulate(model, 10, n_runs=3, seed=0).loss
     monkeypatch.setenv("SCALEFIELD_NUM_THREADS", "3")
-    monkeypatch.setattr(dispatch, "available_memory", lambda: int(2.5 * sizes.bytes_per_worker + 10_000))
+    monkeypatch.setattr(ensemble, "available_memory", lambda: int(2.5 * sizes.bytes_per_worker + 10_000))
     with caplog.at_level(logging.INFO, logger="scalefield"):
         result = simulate(model, 10, n_runs=3, seed=0)
     assert "on 2 thread(s)" in caplog.text

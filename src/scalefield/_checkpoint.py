@@ -19,7 +19,7 @@ from scalefield._files import read_archive, write_archive
 from scalefield._validate import as_float
 from scalefield.errors import CheckpointWarning, ScalefieldError
 
-__all__ = ["Checkpoint", "CheckpointFile", "RunState"]
+__all__ = ["Checkpoint", "CheckpointFile", "RunState", "seed_or_stored"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,12 +59,13 @@ class CheckpointFile:
             raise TypeError(f"checkpoint must be a path, got {checkpoint!r} of type {type(checkpoint).__name__}")
         return cls(Path(checkpoint), seconds)
 
-    def stored_seed(self) -> int | None:
-        """The seed that was drawn when the file was begun; None if there is no such file, or no seed in it."""
-        if not self.path.exists():
-            return None
-        seed = read_archive(self.path)[0].get("seed")
-        return seed if isinstance(seed, int) else None
+
+def seed_or_stored(seed: int | None, file: CheckpointFile | None) -> int | None:
+    """The seed; where none is given that of the file, so that the same call goes on with what was drawn first."""
+    if seed is not None or file is None or not file.path.exists():
+        return seed
+    stored = read_archive(file.path)[0].get("seed")
+    return stored if isinstance(stored, int) else None
 
 
 class Checkpoint:
@@ -164,7 +165,11 @@ class Checkpoint:
         write_archive(self.path, self._settings | {"under_way": under_way}, payload, compressed=False)
 
     def _require(self, name: str, stored: Any, wanted: Any) -> None:
-        if stored != wanted:
+        if isinstance(stored, dict) and isinstance(wanted, dict) and stored.keys() == wanted.keys():
+            # The one setting that differs, rather than all.
+            for part, value in wanted.items():
+                self._require(f"{name}.{part}", stored[part], value)
+        elif stored != wanted:
             raise self._error(
                 f"checkpoint of another {self.kind}, with {name} {_short(stored)} instead of {_short(wanted)}; give "
                 "another path, or remove the file to start anew"

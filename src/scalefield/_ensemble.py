@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scalefield._checkpoint import Checkpoint, RunState
+from scalefield._memory import available_memory, format_bytes, require_memory
 from scalefield._progress import Progress
+from scalefield._threads import single_threaded_blas, thread_count
+from scalefield.errors import DivergenceError, Interrupted
 
-__all__ = ["DIVERGED", "OK", "STOPPED", "Engine", "Ensemble", "Recorder", "Worker", "chunk_steps"]
+__all__ = [
+    "DIVERGED",
+    "OK",
+    "STOPPED",
+    "Engine",
+    "Ensemble",
+    "Recorder",
+    "Worker",
+    "affordable_threads",
+    "chunk_steps",
+]
+
+logger = logging.getLogger(__name__)
 
 Array = NDArray[np.float64]
+R = TypeVar("R")
 
 # Status of a kernel, as in `_native`.
 OK, DIVERGED, STOPPED = 0, 1, 2
@@ -36,6 +53,23 @@ def chunk_steps(work_per_step: float, chunk_work: float | None = None) -> int:
     """Steps of one call of a kernel, from the elementary operations of a step; a normal deviate counts as some ten."""
     work = _CHUNK_WORK if chunk_work is None else chunk_work
     return int(min(max(1.0, work / work_per_step), _CHUNK_STEPS))
+
+
+def affordable_threads(n_runs: int, shared_bytes: int, bytes_per_thread: int, work: str) -> int:
+    """Threads for a number of runs: no more than memory allows.
+
+    Raises
+    ------
+    InsufficientMemoryError
+        If there is none for a single one; `work` says for what.
+    """
+    require_memory(shared_bytes + bytes_per_thread, work)
+    n_threads = min(thread_count(), n_runs)
+    available = available_memory()
+    if available is not None:
+        n_threads = max(1, min(n_threads, (available - shared_bytes) // bytes_per_thread))
+    logger.info("%s on %d thread(s), about %s of memory each", work, n_threads, format_bytes(bytes_per_thread))
+    return n_threads
 
 
 class Worker(Protocol):
@@ -115,10 +149,49 @@ class Ensemble:
         self._training: dict[int, int] = {}
         self._published: dict[int, tuple[int, RunState]] = {}
 
-    @property
-    def first_divergence(self) -> tuple[int, int, float] | None:
-        """Step, run and loss of the earliest one; None if there is none."""
-        return min(((step, run, loss) for run, (step, loss) in self.divergences.items()), default=None)
+    def run(
+        self,
+        n_threads: int,
+        progress: Progress | None,
+        result: Callable[[NDArray[np.bool_], int], R | None],
+        advice: str,
+    ) -> R:
+        """Train all runs that are not finished, with BLAS on one thread.
+
+        Parameters
+        ----------
+        n_threads : int
+            Threads.
+        progress : callable or None
+            Called as ``progress(done, total)``, in steps summed over runs.
+        result : callable
+            ``result(runs, before)``: what the chosen runs have recorded at steps below `before`; None if nothing.
+        advice : str
+            What to say of a divergence.
+
+        Raises
+        ------
+        DivergenceError
+            With the earliest one, and what all runs have recorded before it.
+        Interrupted
+            On Ctrl-C, with the finished runs.
+        """
+        try:
+            with single_threaded_blas():
+                self.execute(n_threads, progress)
+        except KeyboardInterrupt as interrupt:
+            count = int(self.finished.sum())
+            partial = result(self.finished, self.n_steps + 1) if count else None
+            raise Interrupted(f"interrupted with {count} of {self.finished.size} runs finished", partial) from interrupt
+        everything = np.ones_like(self.finished)
+        if self.divergences:
+            step, run, loss = min((step, run, loss) for run, (step, loss) in self.divergences.items())
+            raise DivergenceError(
+                f"the loss of run {run} diverged at step {step} ({loss:.3g}); {advice}", step, result(everything, step)
+            )
+        complete = result(everything, self.n_steps + 1)
+        assert complete is not None
+        return complete
 
     def execute(self, n_threads: int, progress: Progress | None) -> None:
         """Train all runs that are not finished; on an error or Ctrl-C the workers are stopped first."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["as_steps", "log_spaced_steps"]
+__all__ = ["as_steps", "few_steps", "log_spaced_steps", "recorded_steps"]
 
 # Log-spaced steps beside step 0.
 LOG_STEPS = 200
@@ -21,6 +21,22 @@ def log_spaced_steps(n_steps: int) -> NDArray[np.int64]:
         count += LOG_STEPS - spaced.size
         spaced = np.unique(np.rint(np.geomspace(1.0, n_steps, count)).astype(np.int64))
     return np.append(0, spaced)
+
+
+def few_steps(n_steps: int, count: int) -> NDArray[np.int64]:
+    """0 and up to `count` log-spaced steps to n_steps, fewer where rounding merges them."""
+    return np.append(0, np.unique(np.rint(np.geomspace(1.0, n_steps, count)).astype(np.int64)))
+
+
+def recorded_steps(record: str | ArrayLike, n_steps: int, spaced: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The argument `record` of public functions: "log" for `spaced`, "all", or increasing steps."""
+    if not isinstance(record, str):
+        return as_steps("record", record, n_steps)
+    if record == "log":
+        return spaced
+    if record == "all":
+        return np.arange(n_steps + 1)
+    raise ValueError(f"record must be 'log', 'all' or increasing steps, got {record!r}")
 
 
 def as_steps(name: str, steps: ArrayLike, n_steps: int) -> NDArray[np.int64]:

@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["as_count", "as_flag", "as_float", "as_seed", "as_vector"]
+__all__ = ["as_count", "as_counter", "as_flag", "as_float", "as_seed", "as_vector"]
 
 
 def as_float(
@@ -48,15 +48,21 @@ def as_count(name: str, value: Any, *, minimum: int = 1) -> int:
         number = operator.index(value)
     except TypeError:
         if not isinstance(value, (float, np.floating)):
-            raise TypeError(
-                f"{name} must be an integer, got {value!r} of type {type(value).__name__}"
-            ) from None
+            raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}") from None
         if not math.isfinite(value) or value != int(value):
             raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}") from None
         number = int(value)
     if number < minimum:
         raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
     return number
+
+
+def as_counter(name: str, value: Any) -> int:
+    """Return a count from 1 on that is a word of the random generator's counter: below 2^32."""
+    count = as_count(name, value)
+    if count >= 2**32:
+        raise ValueError(f"{name} must be below 2**32, got {value!r}")
+    return count
 
 
 def as_flag(name: str, value: Any) -> bool:

@@ -2,29 +2,21 @@ r"""Multilayer perceptrons on the circle, lazy to rich (Sec. 5.1, App. A.1; theo
 
 from __future__ import annotations
 
-import logging
 import os
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from scalefield._files import read_archive
-from scalefield._memory import available_memory, format_bytes, require_memory
+from scalefield._checkpoint import CheckpointFile, seed_or_stored
 from scalefield._progress import Progress
-from scalefield._steps import as_steps
-from scalefield._threads import single_threaded_blas, thread_count
-from scalefield._validate import as_count, as_float, as_seed
-from scalefield.errors import DivergenceError, Interrupted
+from scalefield._steps import as_steps, few_steps, recorded_steps
+from scalefield._validate import as_count, as_counter, as_float, as_seed
 from scalefield.networks.circle_results import MultilayerTraining
 from scalefield.networks.circle_task import CircleTask
-from scalefield.networks.circle_training import Checkpoint, Plan, Runs
+from scalefield.networks.circle_training import Plan, Training
 
 __all__ = ["train_multilayer"]
 
-logger = logging.getLogger(__name__)
-
-# Steps and runs are words of the random generator's counter.
-_COUNTER_LIMIT = 2**32
 _DTYPES = ("float64", "float32")
 # Log-spaced steps whose loss, and whose kernel, is recorded beside step 0.
 _LOG_STEPS = 60
@@ -49,6 +41,7 @@ def train_multilayer(
     n_test: int = 4096,
     dtype: str = "float64",
     checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: float = 60.0,
     progress: Progress | None = None,
 ) -> MultilayerTraining:
     r"""Train multilayer perceptrons on a task on the circle by online SGD.
@@ -89,7 +82,7 @@ def train_multilayer(
         Steps, and independent runs (initial weights and samples).
     seed : int, optional
         In [0, 2^63). Run r of a seed has the same numbers whatever `n_seeds` and the number of threads. None draws a
-        seed, which the result tells.
+        seed, which the result tells, or takes that of the checkpoint.
     record : {"log", "all"} or array_like of int
         Steps whose test loss is kept: 0 and 60 log-spaced ones (default), all, or increasing steps from 0 to n_steps.
     kernel_points : int, optional
@@ -102,7 +95,10 @@ def train_multilayer(
         Of weights and activities; targets, outputs' centres and losses are in double precision. Single precision is
         twice as fast and rounds weights by 6e-8 a step: enough for gamma of 0.1 or more, where steps are far larger.
     checkpoint : path, optional
-        A file that finished runs are written to, and taken from if it is there and belongs to the same call.
+        A file to write the state to now and then, and to go on from if it is there: the same call, after whatever
+        ended it, continues to the last bit on the same machine. More runs may be asked for than it holds.
+    checkpoint_every : float
+        Seconds between two writings (default 60).
     progress : callable, optional
         Called from this thread about ten times a second as ``progress(done, total)``, in steps summed over runs.
 
@@ -156,52 +152,14 @@ def train_multilayer(
     >>> training.loss.shape, bool(training.mean[-1] < 0.5 * training.mean[0])
     ((2, 34), True)
     """
-    if checkpoint is not None:
-        if not isinstance(checkpoint, (str, os.PathLike)):
-            raise TypeError(f"checkpoint must be a path, got {checkpoint!r} of type {type(checkpoint).__name__}")
-        if seed is None and os.path.exists(checkpoint):
-            # The same call goes on with the seed that was drawn first.
-            seed = read_archive(checkpoint)[0].get("seed")
+    file = CheckpointFile.checked(checkpoint, checkpoint_every)
     plan = _plan(
-        task, depth, width, activation_power, gamma, learning_rate, batch_size, n_steps, n_seeds, seed, record,
-        kernel_points, kernel_steps, n_test, dtype,
+        task, depth, width, activation_power, gamma, learning_rate, batch_size, n_steps, n_seeds,
+        seed_or_stored(seed, file), record, kernel_points, kernel_steps, n_test, dtype,
     )  # fmt: skip
-    n_threads = min(thread_count(), plan.n_seeds)
-    require_memory(
-        plan.shared_bytes + plan.bytes_per_run,
-        f"training {plan.n_seeds} network(s) of width {plan.width} for {plan.n_steps} steps",
-    )
-    available = available_memory()
-    if available is not None:
-        n_threads = max(1, min(n_threads, (available - plan.shared_bytes) // plan.bytes_per_run))
-    logger.info(
-        "training %d network(s) of width %d for %d steps on %d thread(s), about %s of memory each",
-        plan.n_seeds,
-        plan.width,
-        plan.n_steps,
-        n_threads,
-        format_bytes(plan.bytes_per_run),
-    )
-    runs = Runs(plan, None if checkpoint is None else Checkpoint(checkpoint, plan))
-    try:
-        with single_threaded_blas():
-            runs.execute(n_threads, progress)
-    except KeyboardInterrupt as interrupt:
-        count = int(runs.finished.sum())
-        partial = runs.result(runs.finished, plan.n_steps)
-        raise Interrupted(f"interrupted with {count} of {plan.n_seeds} runs finished", partial) from interrupt
-    everything = np.ones(plan.n_seeds, dtype=bool)
-    if runs.divergences:
-        step, run = min((step, run) for run, (step, _) in runs.divergences.items())
-        raise DivergenceError(
-            f"the loss of run {run} diverged at step {step} ({runs.divergences[run][1]:.3g}); learning_rate "
-            f"{plan.learning_rate:g}, gamma {plan.gamma:g}: a smaller learning rate may be stable",
-            step,
-            runs.result(everything, step),
-        )
-    result = runs.result(everything, plan.n_steps)
-    assert result is not None
-    return result
+    training = Training(plan, file)
+    advice = f"learning_rate {plan.learning_rate:g}, gamma {plan.gamma:g}: a smaller learning rate may be stable"
+    return training.ensemble.run(training.n_threads, progress, training.result, advice)
 
 
 def _plan(
@@ -225,22 +183,14 @@ def _plan(
     if not isinstance(task, CircleTask):
         raise TypeError(f"task must be a CircleTask, got {task!r} of type {type(task).__name__}")
     depth, width = as_count("depth", depth), as_count("width", width, minimum=2)
-    n_steps, n_seeds = as_count("n_steps", n_steps), as_count("n_seeds", n_seeds)
-    for name, value in (("n_steps", n_steps), ("n_seeds", n_seeds)):
-        if value >= _COUNTER_LIMIT:
-            raise ValueError(f"{name} must be below 2**32, got {value}")
+    n_steps, n_seeds = as_counter("n_steps", n_steps), as_counter("n_seeds", n_seeds)
     if dtype not in _DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
-    if isinstance(record, str):
-        if record not in ("log", "all"):
-            raise ValueError(f"record must be 'log', 'all' or an array of steps, got {record!r}")
-        steps = np.arange(n_steps + 1) if record == "all" else _log_steps(n_steps, _LOG_STEPS)
-    else:
-        steps = as_steps("record", record, n_steps)
+    steps = recorded_steps(record, n_steps, few_steps(n_steps, _LOG_STEPS))
     observed = np.zeros(0, dtype=np.int64)
     if kernel_points is not None:
         kernel_points = as_count("kernel_points", kernel_points, minimum=3)
-        observed = _log_steps(n_steps, _KERNEL_STEPS)
+        observed = few_steps(n_steps, _KERNEL_STEPS)
         if kernel_steps is not None:
             observed = as_steps("kernel_steps", kernel_steps, n_steps)
     elif kernel_steps is not None:
@@ -262,8 +212,3 @@ def _plan(
         steps,
         observed,
     )
-
-
-def _log_steps(n_steps: int, count: int) -> NDArray[np.int64]:
-    """0 and up to `count` log-spaced steps to n_steps, fewer where rounding merges them."""
-    return np.append(0, np.unique(np.rint(np.geomspace(1.0, n_steps, count)).astype(np.int64)))

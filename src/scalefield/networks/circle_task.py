@@ -73,9 +73,7 @@ class CircleTask:
     def __post_init__(self) -> None:
         object.__setattr__(self, "exponent", as_float("exponent", self.exponent, minimum=0.5, exclusive=True))
         object.__setattr__(self, "n_modes", as_count("n_modes", self.n_modes))
-        object.__setattr__(
-            self, "mean_square", as_float("mean_square", self.mean_square, minimum=0.0, exclusive=True)
-        )
+        object.__setattr__(self, "mean_square", as_float("mean_square", self.mean_square, minimum=0.0, exclusive=True))
 
     @cached_property
     def coefficients(self) -> Array:

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import os
-import threading
-import warnings
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gamma as gamma_function
 
-from scalefield._files import read_archive, write_archive
-from scalefield._progress import Progress
-from scalefield.errors import CheckpointWarning, ScalefieldError
+from scalefield._checkpoint import Checkpoint, CheckpointFile
+from scalefield._ensemble import DIVERGED, Ensemble, affordable_threads, chunk_steps
 from scalefield.networks.circle_results import MultilayerTraining
 from scalefield.networks.circle_task import CircleTask, native_kernels
 
-__all__ = ["Checkpoint", "Plan", "Runs", "Worker"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["CircleWorker", "Plan", "Training"]
 
 Array = NDArray[np.float64]
 
@@ -36,11 +27,8 @@ _TABLE, _TABULATED = 2**14, 100.0
 _COLUMNS = 256
 # A batch's loss above this many times the target's power is a divergence.
 _THRESHOLD = 1e12
-# Steps of one call of the kernel at most: how often a finished part is noted.
-_CHUNK_STEPS = 1000
-_POLL_SECONDS = 0.1
-# Raised when the meaning of a checkpoint's arrays changes.
-_FORMAT = 1
+# Operations in one call of the kernel, a tenth of a second of BLAS.
+_CHUNK_WORK = 5e9
 
 
 def equal_angles(n: int) -> Array:
@@ -90,28 +78,33 @@ class Plan:
         return size * (weights + (2 * self.depth + 1) * self.width * columns) + 8 * (_TABLE + self.n_test) + kernel
 
     @property
+    def chunk(self) -> int:
+        """Steps of one call of the kernel."""
+        return chunk_steps(6.0 * self.batch_size * self.width * (self.width * (self.depth - 1) + 50.0), _CHUNK_WORK)
+
+    @property
     def shared_bytes(self) -> int:
         """Memory of the records and the target."""
         kernels = self.kernel_steps.size * self.kernel_points**2
         return self.n_seeds * (8 * self.n_steps + 8 * (self.steps.size + kernels)) + 64 * self.task.n_modes
 
     def describe(self) -> dict[str, Any]:
-        """What a checkpoint must agree with."""
-        described: dict[str, Any] = {"task": self.task.describe()}
-        for field in fields(self):
-            if field.name != "task":
-                value = getattr(self, field.name)
-                described[field.name] = value.tolist() if isinstance(value, np.ndarray) else value
+        """What a checkpoint must agree with: all but the number of runs."""
+        described = {field.name: getattr(self, field.name) for field in fields(self)}
+        del described["n_seeds"]
+        described["task"], described["record"] = self.task.describe(), described.pop("steps")
         return described
 
 
-class Worker:
+class CircleWorker:
     """One thread's network and workspace, used for one run after the other."""
 
-    def __init__(self, plan: Plan, target: Array, rest: float, stop: NDArray[np.uint8]) -> None:
+    def __init__(
+        self, plan: Plan, target: Array, rest: float, arrays: Mapping[str, NDArray[Any]], stop: NDArray[np.uint8]
+    ) -> None:
         from scalefield._native import rng
 
-        self.plan, self.target, self.rest, self.stop = plan, target, rest, stop
+        self.plan, self.target, self.rest, self.arrays, self.stop = plan, target, rest, arrays, stop
         self.native, self.rng = native_kernels(), rng
         self.angles_key = rng.stream_key(plan.seed, rng.ANGLES)
         depth, n, size, dtype = plan.depth, plan.width, plan.batch_size, np.dtype(plan.dtype)
@@ -137,6 +130,12 @@ class Worker:
             np.empty(_COLUMNS, dtype),
         )
         self.test_angles = equal_angles(plan.n_test)
+        self.buffers = np.empty(plan.chunk), np.empty(plan.chunk)
+
+    @property
+    def state(self) -> Mapping[str, NDArray[Any]]:
+        """All weights; F_0 is made anew."""
+        return {"first": self.first, "hidden": self.hidden, "readout": self.readout}
 
     def start(self, run: int) -> bool:
         """Draw the weights and make F_0; False if stopped."""
@@ -199,184 +198,76 @@ class Worker:
         # Products of BLAS need not be exactly symmetric.
         return np.asarray(0.5 * (kernel + kernel.T))
 
-    def advance(self, run: int, t_first: int, t_last: int, loss_out: Array, typical_out: Array) -> tuple[int, int]:
-        """Take steps t_first..t_last-1: status and step."""
+    def observe(self, run: int, step: int) -> bool:
+        """Record the test loss and the kernel, whichever is wanted at a step; False if stopped."""
         plan = self.plan
+        place = int(np.searchsorted(plan.steps, step))
+        if place < plan.steps.size and plan.steps[place] == step:
+            loss = self.test_loss()
+            if loss is None:
+                return False
+            self.arrays["loss"][run, place] = loss
+        place = int(np.searchsorted(plan.kernel_steps, step))
+        if place < plan.kernel_steps.size and plan.kernel_steps[place] == step:
+            self.arrays["kernels"][run, place] = self.kernel()
+        return True
+
+    def advance(self, run: int, t_first: int, t_last: int) -> tuple[int, int, float]:
+        """Take steps t_first..t_last-1, those before the last step: status, step, and the loss at a divergence."""
+        plan = self.plan
+        losses, typical = self.buffers
         status, step = self.native.advance(
-            t_first, t_last, run, *self.angles_key, plan.learning_rate, plan.gamma, plan.activation_power,
-            plan.constant, _THRESHOLD * plan.task.mean_square, plan.task.spread_coefficients, self.initial,
-            self.first_initial, self.hidden_initial, self.readout_initial, self.first, self.hidden, self.readout,
-            *self.batch, self.stop, loss_out, typical_out,
+            t_first, min(t_last, plan.n_steps), run, *self.angles_key, plan.learning_rate, plan.gamma,
+            plan.activation_power, plan.constant, _THRESHOLD * plan.task.mean_square, plan.task.spread_coefficients,
+            self.initial, self.first_initial, self.hidden_initial, self.readout_initial, self.first, self.hidden,
+            self.readout, *self.batch, self.stop, losses, typical,
         )  # fmt: skip
-        return int(status), int(step)
+        self.arrays["batch_loss"][run, t_first:step] = losses[: step - t_first]
+        self.arrays["typical_batch_loss"][run, t_first:step] = typical[: step - t_first]
+        return int(status), int(step), float(losses[step - t_first]) if status == DIVERGED else math.nan
 
 
-class Checkpoint:
-    """A file with the finished runs; refused if it belongs to another call."""
+class Training:
+    """Runs of one plan: arrays for what is recorded, and the threads' workers."""
 
-    def __init__(self, path: str | os.PathLike[str], plan: Plan) -> None:
-        from scalefield import __version__
-
-        self.path = Path(path)
-        self.settings: dict[str, Any] = {
-            "class": "MultilayerCheckpoint",
-            "format": _FORMAT,
-            "version": __version__,
-            **plan.describe(),
-        }
-
-    def restore(self, arrays_out: dict[str, NDArray[Any]]) -> None:
-        """Fill in what the file has, if there is one."""
-        for left in self.path.parent.glob(f".{self.path.name}.*.part"):
-            with suppress(OSError):
-                left.unlink()
-        if not self.path.exists():
-            # A folder that cannot be written to is told before any work.
-            self._write(arrays_out)
-            return
-        settings, arrays = read_archive(self.path)
-        for name, value in self.settings.items():
-            if settings.get(name) != value:
-                raise ScalefieldError(
-                    f"{self.path}: checkpoint of another training, with {name} {settings.get(name)!r:.80} instead of "
-                    f"{value!r:.80}; give another path, or remove the file to start anew"
-                )
-        try:
-            for name, array in arrays_out.items():
-                array[...] = arrays[name]
-        except (KeyError, ValueError) as error:
-            raise ScalefieldError(f"{self.path}: not a checkpoint of this version of scalefield ({error})") from error
-
-    def write(self, arrays: dict[str, NDArray[Any]]) -> None:
-        """Replace the file; if that fails the old one stays and training goes on."""
-        try:
-            self._write(arrays)
-        except OSError as error:
-            logger.warning("checkpoint %s not written: %s", self.path, error)
-            warnings.warn(f"checkpoint {self.path} not written: {error}", CheckpointWarning, stacklevel=2)
-
-    def _write(self, arrays: dict[str, NDArray[Any]]) -> None:
-        write_archive(self.path, self.settings, arrays, compressed=False)
-
-
-class Runs:
-    """Runs shared out among threads; every thread takes the next run until none is left."""
-
-    def __init__(self, plan: Plan, checkpoint: Checkpoint | None) -> None:
-        self.plan, self.checkpoint = plan, checkpoint
-        self.stop = np.zeros(1, dtype=np.uint8)
+    def __init__(self, plan: Plan, file: CheckpointFile | None) -> None:
+        self.plan = plan
+        self.n_threads = affordable_threads(
+            plan.n_seeds,
+            plan.shared_bytes,
+            plan.bytes_per_run,
+            f"training {plan.n_seeds} network(s) of width {plan.width} for {plan.n_steps} steps",
+        )
         n = plan.kernel_points
-        self.arrays: dict[str, NDArray[Any]] = {
+        arrays: dict[str, NDArray[Any]] = {
             "loss": np.full((plan.n_seeds, plan.steps.size), np.nan),
             "batch_loss": np.full((plan.n_seeds, plan.n_steps), np.nan, dtype=np.float32),
             "typical_batch_loss": np.full((plan.n_seeds, plan.n_steps), np.nan, dtype=np.float32),
             "kernels": np.full((plan.n_seeds, plan.kernel_steps.size, n, n), np.nan),
-            "finished": np.zeros(plan.n_seeds, dtype=bool),
         }
-        if checkpoint is not None:
-            checkpoint.restore(self.arrays)
-        self.finished = self.arrays["finished"]
-        # Run: step, and the loss there.
-        self.divergences: dict[int, tuple[int, float]] = {}
-        self._last_step = plan.n_steps
-        self._steps_done = np.where(self.finished, plan.n_steps, 0)
-        self._waiting = [run for run in range(plan.n_seeds) if not self.finished[run]][::-1]
-        self._lock = threading.Lock()
         self._target, self._rest = plan.task.on_grid(plan.n_test)
         # Made here, not by several threads.
         _ = plan.task.spread_coefficients
-        halts = np.concatenate((plan.steps, plan.kernel_steps, np.arange(0, plan.n_steps, _CHUNK_STEPS)))
-        self._halts = np.unique(np.append(halts, plan.n_steps))
+        self.stop = np.zeros(1, dtype=np.uint8)
+        store = None if file is None else Checkpoint(file, "training", plan.describe())
+        stops = np.union1d(plan.steps, plan.kernel_steps)
+        self.ensemble = Ensemble(plan.n_steps, arrays, self._worker, plan.chunk, stops, self.stop, store)
 
-    def execute(self, n_threads: int, progress: Progress | None) -> None:
-        """Train all runs that are not finished; on an error or Ctrl-C the workers are stopped first."""
-        total = self.plan.n_seeds * self.plan.n_steps
-        written = int(self.finished.sum())
-        if progress is not None:
-            progress(int(self._steps_done.sum()), total)
-        with ThreadPoolExecutor(n_threads, thread_name_prefix="scalefield") as pool:
-            try:
-                pending = {pool.submit(self._work) for _ in range(n_threads)}
-                while pending:
-                    done, pending = wait(pending, _POLL_SECONDS, return_when=FIRST_EXCEPTION)
-                    for future in done:
-                        future.result()
-                    if progress is not None:
-                        progress(int(self._steps_done.sum()), total)
-                    if int(self.finished.sum()) > written:
-                        written = int(self.finished.sum())
-                        self._write()
-            except BaseException:
-                # Leaving the pool waits for its threads, which see the flag within a step.
-                self.stop[0] = 1
-                raise
-            finally:
-                pool.shutdown()
-                if int(self.finished.sum()) > written:
-                    self._write()
+    def _worker(self) -> CircleWorker:
+        return CircleWorker(self.plan, self._target, self._rest, self.ensemble.arrays, self.stop)
 
-    def _write(self) -> None:
-        if self.checkpoint is not None:
-            with self._lock:
-                finished = self.finished.copy()
-            arrays = {name: array.copy() for name, array in self.arrays.items()}
-            # Other runs go on meanwhile, and begin anew.
-            arrays["finished"] = finished
-            self.checkpoint.write(arrays)
-
-    def _work(self) -> None:
-        worker = Worker(self.plan, self._target, self._rest, self.stop)
-        while not self.stop[0]:
-            with self._lock:
-                if not self._waiting:
-                    return
-                run = self._waiting.pop()
-            if worker.start(run):
-                self._train(run, worker)
-
-    def _train(self, run: int, worker: Worker) -> None:
-        plan, native = self.plan, worker.native
-        buffer, typical = np.empty(_CHUNK_STEPS), np.empty(_CHUNK_STEPS)
-        t = 0
-        while t <= self._last_step:
-            place = int(np.searchsorted(plan.steps, t))
-            if place < plan.steps.size and plan.steps[place] == t:
-                loss = worker.test_loss()
-                if loss is None:
-                    return
-                self.arrays["loss"][run, place] = loss
-            place = int(np.searchsorted(plan.kernel_steps, t))
-            if place < plan.kernel_steps.size and plan.kernel_steps[place] == t:
-                self.arrays["kernels"][run, place] = worker.kernel()
-            if t == plan.n_steps:
-                break
-            t_end = int(self._halts[np.searchsorted(self._halts, t, side="right")])
-            status, step = worker.advance(run, t, t_end, buffer, typical)
-            if status == native.STOPPED:
-                return
-            self.arrays["batch_loss"][run, t:step] = buffer[: step - t]
-            self.arrays["typical_batch_loss"][run, t:step] = typical[: step - t]
-            if status == native.DIVERGED:
-                with self._lock:
-                    self.divergences[run] = (step, float(buffer[step - t]))
-                    self._last_step = min(self._last_step, step)
-                return
-            t = t_end
-            self._steps_done[run] = t
-        with self._lock:
-            self.finished[run] = t == plan.n_steps
-
-    def result(self, runs: NDArray[np.bool_], n_steps: int) -> MultilayerTraining | None:
-        """Some runs, up to a step; None if nothing was recorded."""
-        plan = self.plan
-        kept = plan.steps <= n_steps
-        if not kept.any() or not runs.any():
+    def result(self, runs: NDArray[np.bool_], before: int) -> MultilayerTraining | None:
+        """What some runs have recorded up to step `before`; None if nothing."""
+        plan, arrays = self.plan, self.ensemble.arrays
+        # A test loss at the step of a divergence was still finite.
+        steps = plan.steps[plan.steps <= before]
+        if not steps.size or not runs.any():
             return None
         kernels: Array | None = None
         kernel_steps: NDArray[np.int64] | None = None
         if plan.kernel_points:
-            kernel_steps = plan.kernel_steps[plan.kernel_steps <= n_steps]
-            kernels = self.arrays["kernels"][runs, : kernel_steps.size]
+            kernel_steps = plan.kernel_steps[plan.kernel_steps <= before]
+            kernels = arrays["kernels"][runs, : kernel_steps.size]
         return MultilayerTraining(
             plan.task,
             plan.depth,
@@ -388,10 +279,10 @@ class Runs:
             plan.seed,
             plan.n_test,
             plan.dtype,
-            plan.steps[kept],
-            np.ascontiguousarray(self.arrays["loss"][runs][:, kept]),
-            np.ascontiguousarray(self.arrays["batch_loss"][runs, :n_steps]),
-            np.ascontiguousarray(self.arrays["typical_batch_loss"][runs, :n_steps]),
+            steps,
+            np.ascontiguousarray(arrays["loss"][runs, : steps.size]),
+            np.ascontiguousarray(arrays["batch_loss"][runs, :before]),
+            np.ascontiguousarray(arrays["typical_batch_loss"][runs, :before]),
             kernel_steps,
             kernels,
         )

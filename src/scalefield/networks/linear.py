@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from scalefield._checkpoint import CheckpointFile, seed_or_stored
 from scalefield._progress import Progress
-from scalefield._steps import as_steps, log_spaced_steps
-from scalefield._threads import single_threaded_blas
-from scalefield._validate import as_count, as_flag, as_float, as_seed, as_vector
-from scalefield.errors import AccuracyWarning, DivergenceError, Interrupted, StabilityWarning
+from scalefield._steps import log_spaced_steps, recorded_steps
+from scalefield._validate import as_counter, as_flag, as_float, as_seed, as_vector
+from scalefield.errors import AccuracyWarning, StabilityWarning
 from scalefield.flow import solve_gradient_flow
 from scalefield.model import Model
 from scalefield.networks.linear_results import LinearNetworkFlow, LinearNetworkRuns
@@ -25,7 +26,6 @@ __all__ = ["solve_linear_network_flow", "train_linear_network"]
 Array = NDArray[np.float64]
 
 _METHODS = ("auto", "literal", "reduced")
-_COUNTER_LIMIT = 2**32
 
 
 def solve_linear_network_flow(
@@ -140,6 +140,8 @@ def train_linear_network(
     statistics: str | tuple[str, ...] | list[str] = (),
     label_noise: float = 0.0,
     centred: bool = True,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: float = 60.0,
     progress: Progress | None = None,
 ) -> LinearNetworkRuns:
     r"""Train a two-layer linear network by online SGD on both layers.
@@ -185,7 +187,7 @@ def train_linear_network(
         Independent runs, at least 1 (default).
     seed : int, optional
         In [0, 2^63). Run r of a seed has the same numbers whatever `n_runs` and the number of threads; A(0) is that of
-        ``simulate`` with the same seed. None draws a seed, which the result tells.
+        ``simulate`` with the same seed. None draws a seed, which the result tells, or takes that of the checkpoint.
     method : {"auto", "literal", "reduced"}
         "auto" (default) is "reduced"; infinite width needs it.
     record : {"log", "all"} or array_like of int
@@ -198,6 +200,11 @@ def train_linear_network(
     centred : bool
         Whether f(0) is subtracted (default). If not, beta begins at A(0)^T w(0)/(gamma0 N), of variance 1/(gamma0^2 N)
         a mode.
+    checkpoint : path, optional
+        A file to write the state to now and then, and to go on from if it is there: the same call, after whatever
+        ended it, continues to the last bit on the same machine. More runs may be asked for than it holds.
+    checkpoint_every : float
+        Seconds between two writings (default 60).
     progress : callable, optional
         Called about ten times a second as ``progress(done, total)``, in steps summed over runs.
 
@@ -217,9 +224,13 @@ def train_linear_network(
         recorded of all runs before it.
     Interrupted
         On Ctrl-C; `partial` holds the runs finished by then, in order, or is None.
+    ScalefieldError
+        If the checkpoint is damaged or belongs to another call.
 
     Warns
     -----
+    CheckpointWarning
+        If a checkpoint could not be written later on; training goes on.
     StabilityWarning
         If learning_rate is beyond the bound of the lazy, infinitely wide network.
     AccuracyWarning
@@ -247,30 +258,19 @@ def train_linear_network(
     >>> bool(runs.mean[-1] < 0.5 * runs.mean[0]), bool(runs.readout_norm[0, -1] > 1.2 * runs.readout_norm[0, 0])
     (True, True)
     """
+    file = CheckpointFile.checked(checkpoint, checkpoint_every)
+    seed = seed_or_stored(seed, file)
     plan = _plan(
         spectrum, width, gamma, learning_rate, batch_size, n_steps, n_runs, seed, method, record, statistics,
         label_noise, centred,
     )  # fmt: skip
     _warn(plan)
-    training = Training(plan)
-    try:
-        with single_threaded_blas():
-            training.execute(progress)
-    except KeyboardInterrupt as interrupt:
-        count = int(training.finished.sum())
-        partial = training.result(training.finished, plan.steps.size) if count else None
-        raise Interrupted(f"interrupted with {count} of {plan.n_runs} runs finished", partial) from interrupt
-    everything = np.ones(plan.n_runs, dtype=bool)
-    if training.divergences:
-        step, run = min((step, run) for run, step in training.divergences.items())
-        n_before = int(np.searchsorted(plan.steps, step))
-        raise DivergenceError(
-            f"the loss of run {run} diverged at step {step}; learning_rate {plan.setting.learning_rate:g}, bound of "
-            f"the lazy, infinitely wide network {_stability_bound(plan):.6g}",
-            step,
-            training.result(everything, n_before) if n_before else None,
-        )
-    return training.result(everything, plan.steps.size)
+    training = Training(plan, file)
+    advice = (
+        f"learning_rate {plan.setting.learning_rate:g}, bound of the lazy, infinitely wide network "
+        f"{_stability_bound(plan):.6g}"
+    )
+    return training.ensemble.run(training.n_threads, progress, training.result, advice)
 
 
 def _check_spectrum(spectrum: Any) -> None:
@@ -278,14 +278,6 @@ def _check_spectrum(spectrum: Any) -> None:
         raise TypeError(
             f"spectrum must be a PowerLawSpectrum or a Spectrum, got {spectrum!r} of type {type(spectrum).__name__}"
         )
-
-
-def _as_counter(name: str, value: Any) -> int:
-    """A count that is a word of the generator's counter."""
-    count = as_count(name, value)
-    if count >= _COUNTER_LIMIT:
-        raise ValueError(f"{name} must be below 2**32, got {value!r}")
-    return count
 
 
 def _plan(
@@ -306,13 +298,13 @@ def _plan(
     """Check everything once."""
     setting = Model(spectrum, width, gamma, learning_rate, batch_size, label_noise)
     if math.isfinite(setting.batch_size):
-        _as_counter("batch_size", setting.batch_size)
+        as_counter("batch_size", setting.batch_size)
     if spectrum.n_modes is None:
         raise ValueError(
             "spectrum must have finitely many modes to be trained on, got infinitely many; give n_modes to "
             "PowerLawSpectrum"
         )
-    n_steps, n_runs, seed = _as_counter("n_steps", n_steps), _as_counter("n_runs", n_runs), as_seed("seed", seed)
+    n_steps, n_runs, seed = as_counter("n_steps", n_steps), as_counter("n_runs", n_runs), as_seed("seed", seed)
     if not isinstance(method, str) or method not in _METHODS:
         raise ValueError(f"method must be one of {', '.join(_METHODS)}, got {method!r}")
     if method == "literal" and math.isinf(setting.width):
@@ -325,14 +317,7 @@ def _plan(
     for name in names:
         if name not in STATISTICS:
             raise ValueError(f"statistics must be among {', '.join(STATISTICS)}, got {name!r}")
-    if not isinstance(record, str):
-        steps = as_steps("record", record, n_steps)
-    elif record == "all":
-        steps = np.arange(n_steps + 1)
-    elif record == "log":
-        steps = log_spaced_steps(n_steps)
-    else:
-        raise ValueError(f"record must be 'log', 'all' or increasing steps, got {record!r}")
+    steps = recorded_steps(record, n_steps, log_spaced_steps(n_steps))
     centred = as_flag("centred", centred)
     if not centred and not setting.is_rich:
         raise ValueError("centred must be True at gamma = 0, where f(0) is infinite, got False")

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import time
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scalefield._memory import available_memory, format_bytes, require_memory
-from scalefield._progress import Progress
+from scalefield._checkpoint import Checkpoint, CheckpointFile
+from scalefield._ensemble import Ensemble, Recorder, affordable_threads, chunk_steps
 from scalefield._projection import projection_rows
-from scalefield._threads import thread_count
 from scalefield.model import Model
 from scalefield.networks.linear_results import LinearNetworkRuns
 
 __all__ = ["STATISTICS", "Plan", "Training"]
 
 Array = NDArray[np.float64]
-
-logger = logging.getLogger(__name__)
 
 STATISTICS = (
     "readout_norm",
@@ -38,9 +33,6 @@ STATISTICS = (
 _N_SINGULAR_VALUES = 8
 # Rows of A(0) made and triangularised at a time.
 _ROWS = 2048
-# Elementary operations and steps in one call of the kernel; see `simulation.ensemble`.
-_CHUNK_WORK, _CHUNK_STEPS = 5e7, 65_536
-_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -79,143 +71,137 @@ class Plan:
         """How many are recorded."""
         return int(min(_N_SINGULAR_VALUES, self.setting.width, self.n_modes))
 
+    def describe(self) -> dict[str, Any]:
+        """What a checkpoint must agree with: all but the number of runs."""
+        return {
+            "network": self.setting.describe(),
+            "n_steps": self.n_steps,
+            "seed": self.seed,
+            "method": "literal" if self.literal else "reduced",
+            "record": self.steps,
+            "statistics": list(self.statistics),
+            "centred": self.centred,
+        }
+
     def widths(self) -> dict[str, int]:
         """Numbers recorded at a step, by statistic."""
         return {name: self.n_singular_values if name == "singular_values" else 1 for name in self.statistics}
 
 
 class Training:
-    """Runs shared out among threads; every thread takes the next run until none is left."""
+    """Runs of one plan: arrays for what is recorded, and the threads' workers."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, file: CheckpointFile | None) -> None:
         self.plan = plan
         setting = plan.setting
         rows, n_modes = plan.shape
         batch = 0 if math.isinf(setting.batch_size) else int(setting.batch_size)
         observed = 2 * rows * n_modes + 4 * rows**2 if plan.statistics else 0
         made = 2 * (_ROWS + n_modes + 1) * (n_modes + 1) if plan.is_reduced else rows * n_modes
-        bytes_per_worker = 8 * (rows * n_modes + max(observed, made) + 12 * plan.n_modes + 2 * batch)
-        curves = 8 * plan.n_runs * plan.steps.size * (1 + sum(plan.widths().values()))
-        require_memory(
-            curves + bytes_per_worker,
-            f"training {plan.n_runs} linear network(s) of width {setting.width:g} with {plan.n_modes} modes",
-        )
-        available = available_memory()
-        self.n_threads = min(thread_count(), plan.n_runs)
-        if available is not None:
-            self.n_threads = max(1, min(self.n_threads, (available - curves) // bytes_per_worker))
-        logger.info(
-            "training %d linear network(s) for %d steps on %d thread(s), about %s of memory each",
+        self.n_threads = affordable_threads(
             plan.n_runs,
-            plan.n_steps,
-            self.n_threads,
-            format_bytes(bytes_per_worker),
+            8 * plan.n_runs * plan.steps.size * (1 + sum(plan.widths().values())),
+            8 * (rows * n_modes + max(observed, made) + 12 * plan.n_modes + 2 * batch),
+            f"training {plan.n_runs} linear network(s) of width {setting.width:g} with {plan.n_modes} modes for "
+            f"{plan.n_steps} steps",
         )
         samples = batch * plan.n_modes if plan.literal else batch + plan.n_modes
-        work = 8.0 * rows * n_modes + 15.0 * samples + 8.0 * plan.n_modes
-        self.chunk = int(min(max(1.0, _CHUNK_WORK / work), _CHUNK_STEPS))
-        self.eigenvalues, self.target = setting.spectrum.modes(0, plan.n_modes)
-        self.target = np.ascontiguousarray(self.target).copy()
-        self.root = np.sqrt(self.eigenvalues)
-        self.batch = batch
+        self.chunk = chunk_steps(8.0 * rows * n_modes + 15.0 * samples + 8.0 * plan.n_modes)
         shape = (plan.n_runs, plan.steps.size)
-        self.loss = np.full(shape, np.nan)
-        self.records = {name: np.full((*shape, size), np.nan) for name, size in plan.widths().items()}
-        self.finished = np.zeros(plan.n_runs, dtype=bool)
-        self.divergences: dict[int, int] = {}
-        self._steps_done = np.zeros(plan.n_runs, dtype=np.int64)
+        arrays: dict[str, NDArray[Any]] = {"loss": np.full(shape, np.nan)}
+        for name, size in plan.widths().items():
+            arrays[name] = np.full((*shape, size) if name == "singular_values" else shape, np.nan)
         self.stop = np.zeros(1, dtype=np.uint8)
+        stops = plan.steps if plan.statistics else plan.steps[:0]
+        store = None if file is None else Checkpoint(file, "training", plan.describe())
+        self.ensemble = Ensemble(plan.n_steps, arrays, self._worker, self.chunk, stops, self.stop, store)
 
-    def execute(self, progress: Progress | None) -> None:
-        """Train all runs; on an error or Ctrl-C the workers are stopped first."""
-        total = self.plan.n_runs * self.plan.n_steps
-        if progress is not None:
-            progress(0, total)
-        with ThreadPoolExecutor(self.n_threads, thread_name_prefix="scalefield") as pool:
-            try:
-                pending = {pool.submit(self._train, run) for run in range(self.plan.n_runs)}
-                last = time.monotonic()
-                while pending:
-                    finished, pending = wait(pending, _POLL_SECONDS, return_when=FIRST_EXCEPTION)
-                    for future in finished:
-                        future.result()
-                    if progress is not None and (not pending or time.monotonic() - last >= _POLL_SECONDS):
-                        last = time.monotonic()
-                        progress(int(self._steps_done.sum()), total)
-            except BaseException:
-                # Leaving the pool waits for its threads, which see the flag soon.
-                self.stop[0] = 1
-                pool.shutdown(cancel_futures=True)
-                raise
+    def _worker(self) -> Recorder:
+        engine = _Engine(self.plan, self.chunk, self.stop)
+        return Recorder(engine, self.plan.steps, self.ensemble.arrays, self.chunk)
 
-    def _train(self, run: int) -> None:
-        from scalefield._native import linear_network, rng
-
-        plan, setting = self.plan, self.plan.setting
-        if self.stop[0]:
-            return
-        weights, readout, learned = self._start(run)
-        observer = _Observer(self, weights, readout) if plan.statistics else None
-        keys = (
-            *rng.stream_key(plan.seed, rng.FEATURES if plan.literal else rng.GRADIENT),
-            *rng.stream_key(plan.seed, rng.LABEL_NOISE),
+    def result(self, runs: NDArray[np.bool_], before: int) -> LinearNetworkRuns | None:
+        """What some runs have recorded at steps below `before`; None if nothing."""
+        setting, steps = self.plan.setting, self.plan.steps
+        kept = steps[steps < before].copy()
+        if not kept.size:
+            return None
+        arrays = self.ensemble.arrays
+        records = {name: np.ascontiguousarray(arrays[name][runs, : kept.size]) for name in self.plan.statistics}
+        return LinearNetworkRuns(
+            spectrum=setting.spectrum,
+            width=setting.width,
+            gamma=setting.gamma,
+            learning_rate=setting.learning_rate,
+            batch_size=setting.batch_size,
+            label_noise=setting.label_noise,
+            centred=self.plan.centred,
+            seed=self.plan.seed,
+            method="literal" if self.plan.literal else "reduced",
+            steps=kept,
+            loss=np.ascontiguousarray(arrays["loss"][runs, : kept.size]),
+            **records,
         )
-        s, gain = (np.empty(readout.size) for _ in range(2))
-        u, v, sums = (np.empty(plan.n_modes) for _ in range(3))
-        # Blocks of four samples are taken together.
-        errors, noise = np.empty(max(4, self.batch) if plan.literal else self.batch), np.empty(self.batch)
-        features = np.empty((4, plan.n_modes) if plan.literal else (0, 0))
-        inverse_width = 1.0 if math.isinf(setting.width) else setting.inverse_width
-        buffer = np.empty(self.chunk)
-        t = 0
-        while t <= plan.n_steps:
-            t_end = min(t + self.chunk, plan.n_steps + 1)
-            if observer is not None:
-                t_end = self._observe(run, t, t_end, observer, weights, readout, learned)
-            status, step = linear_network.advance(
-                t, t_end, plan.n_steps, run, int(plan.literal), *keys, setting.learning_rate, setting.gamma,
-                setting.label_noise, setting.inverse_batch_size, inverse_width, setting.largest_loss, self.batch,
-                self.target, self.root, weights, readout, learned, s, gain, u, v, sums, errors, noise, features,
-                self.stop, buffer,
-            )  # fmt: skip
-            if status == linear_network.STOPPED:
-                return
-            last = step if status == linear_network.DIVERGED else t_end
-            inside = slice(int(np.searchsorted(plan.steps, t)), int(np.searchsorted(plan.steps, last)))
-            self.loss[run, inside] = buffer[plan.steps[inside] - t]
-            if status == linear_network.DIVERGED:
-                self.divergences[run] = step
-                return
-            t = t_end
-            self._steps_done[run] = min(t, plan.n_steps)
-        self.finished[run] = True
 
-    def _start(self, run: int) -> tuple[Array, Array, Array]:
-        """A and w, or their triangular factor, in a multiple of four rows; and beta."""
+
+class _Engine:
+    """One thread's network and workspace, used for one run after the other."""
+
+    def __init__(self, plan: Plan, chunk: int, stop: NDArray[np.uint8]) -> None:
+        self.plan, self.stop = plan, stop
+        setting = plan.setting
+        self.eigenvalues, target = setting.spectrum.modes(0, plan.n_modes)
+        self.target = np.ascontiguousarray(target).copy()
+        self.root = np.sqrt(self.eigenvalues)
+        rows, n_modes = plan.shape
+        # In a multiple of four rows, the last of which stay zero. At infinite width and gamma = 0 there are none:
+        # the one entry of the readout is its scale.
+        rows = -(-rows // 4) * 4
+        self.weights, self.readout = np.zeros((rows, n_modes)), np.zeros(max(rows, 1))
+        self.learned = np.zeros(plan.n_modes)
+        self.batch = batch = 0 if math.isinf(setting.batch_size) else int(setting.batch_size)
+        self.s, self.gain = (np.empty(self.readout.size) for _ in range(2))
+        self.u, self.v, self.sums = (np.empty(plan.n_modes) for _ in range(3))
+        # Blocks of four samples are taken together.
+        self.errors, self.noise = np.empty(max(4, batch) if plan.literal else batch), np.empty(batch)
+        self.features = np.empty((4, plan.n_modes) if plan.literal else (0, 0))
+        self.observer: _Observer | None = None
+
+    @property
+    def state(self) -> Mapping[str, Array]:
+        """A, or its triangular factor, w and beta."""
+        return {"weights": self.weights, "readout": self.readout, "learned": self.learned}
+
+    def start(self, run: int) -> bool:
+        """A and w, or their triangular factor, before training; and beta."""
         plan = self.plan
         n_modes, width = plan.n_modes, plan.setting.width
-        if plan.is_regression:
-            return np.zeros((0, 0)), np.ones(1), np.zeros(n_modes)
         rows = plan.shape[0]
-        # The last rows stay zero.
-        weights, readout = np.zeros((-(-rows // 4) * 4, n_modes)), np.zeros(-(-rows // 4) * 4)
-        if math.isinf(width):
-            np.fill_diagonal(weights, 1.0)
-            readout[n_modes] = 1.0
+        self.weights.fill(0.0)
+        self.readout.fill(0.0)
+        self.learned.fill(0.0)
+        if plan.is_regression:
+            self.readout[0] = 1.0
+        elif math.isinf(width):
+            np.fill_diagonal(self.weights, 1.0)
+            self.readout[n_modes] = 1.0
         elif plan.is_reduced:
             factor = np.zeros((0, n_modes + 1))
             for first in range(0, int(width), _ROWS):
+                if self.stop[0]:
+                    return False
                 block = np.empty((min(_ROWS, int(width) - first), n_modes + 1))
                 self._draw(run, first, block[:, :-1], block[:, -1])
                 factor = np.asarray(np.linalg.qr(np.concatenate([factor, block]), mode="r"))
-            weights[:rows], readout[:rows] = factor[:, :-1], factor[:, -1]
+            self.weights[:rows], self.readout[:rows] = factor[:, :-1], factor[:, -1]
         else:
-            self._draw(run, 0, weights[:rows], readout[:rows])
-        learned = np.zeros(n_modes)
+            self._draw(run, 0, self.weights[:rows], self.readout[:rows])
         if not plan.centred:
             scale = 1.0 if math.isinf(width) else width
-            learned = weights.T @ readout / (scale * plan.setting.gamma)
-        return weights, readout, learned
+            self.learned[:] = self.weights.T @ self.readout / (scale * plan.setting.gamma)
+        if plan.statistics:
+            self.observer = _Observer(self)
+        return True
 
     def _draw(self, run: int, first: int, weights_out: Array, readout_out: Array) -> None:
         """Rows `first`... of A(0) and w(0)."""
@@ -228,39 +214,25 @@ class Training:
         rng.fill_normals(*key, np.uint64(0), np.uint64(run), np.uint64(0), np.uint64(first // 4), readout)
         readout_out[...] = readout
 
-    def _observe(
-        self, run: int, t: int, t_end: int, observer: _Observer, weights: Array, readout: Array, learned: Array
-    ) -> int:
-        """Record the state if step t wants it; returns where to stop for the next step that does."""
-        steps = self.plan.steps
-        place = int(np.searchsorted(steps, t))
-        if place < steps.size and steps[place] == t:
-            for name, value in observer.observe(weights, readout, learned).items():
-                self.records[name][run, place] = value
-            place += 1
-        return min(t_end, int(steps[place])) if place < steps.size else t_end
+    def advance(self, run: int, t_first: int, t_last: int, loss_out: Array) -> tuple[int, int]:
+        """Record the loss at steps t_first..t_last-1 and take these steps: status and step."""
+        from scalefield._native import linear_network, rng
 
-    def result(self, runs: NDArray[np.bool_], n_records: int) -> LinearNetworkRuns:
-        """The result of some runs, up to some record."""
-        setting = self.plan.setting
-        records: dict[str, Any] = {}
-        for name, array in self.records.items():
-            kept = array[runs, :n_records]
-            records[name] = np.ascontiguousarray(kept if name == "singular_values" else kept[:, :, 0])
-        return LinearNetworkRuns(
-            spectrum=setting.spectrum,
-            width=setting.width,
-            gamma=setting.gamma,
-            learning_rate=setting.learning_rate,
-            batch_size=setting.batch_size,
-            label_noise=setting.label_noise,
-            centred=self.plan.centred,
-            seed=self.plan.seed,
-            method="literal" if self.plan.literal else "reduced",
-            steps=self.plan.steps[:n_records].copy(),
-            loss=np.ascontiguousarray(self.loss[runs, :n_records]),
-            **records,
-        )
+        plan, setting = self.plan, self.plan.setting
+        status, step = linear_network.advance(
+            t_first, t_last, plan.n_steps, run, int(plan.literal),
+            *rng.stream_key(plan.seed, rng.FEATURES if plan.literal else rng.GRADIENT),
+            *rng.stream_key(plan.seed, rng.LABEL_NOISE), setting.learning_rate, setting.gamma, setting.label_noise,
+            setting.inverse_batch_size, 1.0 if math.isinf(setting.width) else setting.inverse_width,
+            setting.largest_loss, self.batch, self.target, self.root, self.weights, self.readout, self.learned,
+            self.s, self.gain, self.u, self.v, self.sums, self.errors, self.noise, self.features, self.stop, loss_out,
+        )  # fmt: skip
+        return int(status), int(step)
+
+    def observe(self) -> Mapping[str, Any]:
+        """The statistics that are asked for."""
+        assert self.observer is not None
+        return self.observer.observe(self.weights, self.readout, self.learned)
 
 
 class _Observer:
@@ -270,12 +242,12 @@ class _Observer:
     factor gives those of the network.
     """
 
-    def __init__(self, training: Training, weights: Array, readout: Array) -> None:
-        plan = training.plan
+    def __init__(self, engine: _Engine) -> None:
+        plan, weights, readout = engine.plan, engine.weights, engine.readout
         self.names, self.n_singular_values = plan.statistics, plan.n_singular_values
         self.scale = 1.0 if math.isinf(plan.setting.width) else plan.setting.inverse_width
-        self.eigenvalues = training.eigenvalues
-        self.task = training.root * training.target
+        self.eigenvalues = engine.eigenvalues
+        self.task = engine.root * engine.target
         self.first = (weights.copy(), readout.copy()) if "kernel_distance" in self.names else None
         self.balance = self._balance(weights, readout) if "imbalance" in self.names else np.zeros(0)
         self.first_kernel = self._kernel(weights, readout) if self.first is not None else (0.0, 0.0, np.zeros(0))

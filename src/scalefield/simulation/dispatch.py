@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from collections.abc import Callable
@@ -12,14 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scalefield._checkpoint import Checkpoint, CheckpointFile
-from scalefield._ensemble import Engine, Ensemble, Recorder, chunk_steps
-from scalefield._memory import available_memory, format_bytes, require_memory
+from scalefield._checkpoint import Checkpoint, CheckpointFile, seed_or_stored
+from scalefield._ensemble import Engine, Ensemble, Recorder, affordable_threads, chunk_steps
 from scalefield._progress import Progress
 from scalefield._projection import modes_kept
-from scalefield._steps import as_steps, log_spaced_steps
+from scalefield._steps import log_spaced_steps, recorded_steps
 from scalefield._threads import single_threaded_blas, thread_count
-from scalefield._validate import as_count, as_seed
+from scalefield._validate import as_counter, as_flag, as_seed
 from scalefield.errors import DivergenceError, Interrupted
 from scalefield.model import Model
 from scalefield.simulation.literal import Literal
@@ -33,9 +31,7 @@ from scalefield.simulation.statistics import STATISTICS
 
 __all__ = ["simulate"]
 
-logger = logging.getLogger(__name__)
-
-# Runs, steps and samples are words of the random generator's counter; modes and features too, in fours.
+# Modes are words of the random generator's counter.
 _COUNTER_LIMIT = 2**32
 # Up to this number of steps all are recorded by record="log".
 _ALL_STEPS = 1000
@@ -134,7 +130,7 @@ def simulate(
         samples in every epoch of floor(P/B) steps.
     checkpoint : path, optional
         A file to write the state to now and then, and to go on from if it is there: the same call, after whatever
-        ended it, continues bit for bit. Kept at the end, when it holds the finished runs.
+        ended it, continues bit for bit. More runs may be asked for than it holds.
     checkpoint_every : float
         Seconds between two writings (default 60).
     progress : callable, optional
@@ -199,9 +195,7 @@ def simulate(
     True
     """
     file = CheckpointFile.checked(checkpoint, checkpoint_every)
-    if file is not None and seed is None:
-        # The same call goes on with the seed that was drawn first.
-        seed = file.stored_seed()
+    seed = seed_or_stored(seed, file)
     plan = _plan(model, n_steps, n_runs, seed, method, device, record, dtype, features, statistics, modes, replacement)
     model.warn_if_unstable()
     if device == "cuda":
@@ -211,43 +205,23 @@ def simulate(
 
     stop = np.zeros(1, dtype=np.uint8)
     engine = _ENGINES[plan.method, model.is_offline](plan, stop)
-    n_threads = min(thread_count(), plan.n_runs)
     n_columns = plan.record_steps.size * (1 + len(plan.statistics) + (0 if plan.modes is None else plan.modes.size))
-    curve_bytes = 8 * (plan.n_runs + 1) * n_columns
     size = "infinitely many" if model.spectrum.n_modes is None else model.spectrum.n_modes
-    require_memory(
-        curve_bytes + engine.shared_bytes + engine.bytes_per_worker,
-        f"simulating {plan.n_runs} run(s) of {plan.n_steps} steps with {size} modes and width {model.width}",
-    )
-    available = available_memory()
-    if available is not None:
-        room = available - curve_bytes - engine.shared_bytes
-        n_threads = max(1, min(n_threads, room // engine.bytes_per_worker))
-    logger.info(
-        "simulating %d run(s) of %d steps on %d thread(s), about %s of memory each",
+    n_threads = affordable_threads(
         plan.n_runs,
-        plan.n_steps,
-        n_threads,
-        format_bytes(engine.bytes_per_worker),
+        8 * (plan.n_runs + 1) * n_columns + engine.shared_bytes,
+        engine.bytes_per_worker,
+        f"simulating {plan.n_runs} run(s) of {plan.n_steps} steps with {size} modes and width {model.width}",
     )
     engine.allocate()
     store = None if file is None else Checkpoint(file, "simulation", plan.describe())
     ensemble = _ensemble(plan, engine, stop, store)
-    try:
-        with single_threaded_blas():
-            ensemble.execute(n_threads, progress)
-    except KeyboardInterrupt as interrupt:
-        finished = ensemble.finished
-        count = int(finished.sum())
-        partial = _simulation(plan, ensemble, finished, plan.record_steps.size) if count else None
-        raise Interrupted(f"interrupted with {count} of {plan.n_runs} runs finished", partial) from interrupt
-    everything = np.ones(plan.n_runs, dtype=bool)
-    if ensemble.first_divergence is not None:
-        step, run, loss = ensemble.first_divergence
-        n_before = int(np.searchsorted(plan.record_steps, step))
-        partial = _simulation(plan, ensemble, everything, n_before) if n_before else None
-        raise _divergence(plan, run, step, f" ({loss:.3g})", partial)
-    return _simulation(plan, ensemble, everything, plan.record_steps.size)
+
+    def result(runs: NDArray[np.bool_], before: int) -> Simulation | None:
+        n_records = int(np.searchsorted(plan.record_steps, before))
+        return _simulation(plan, ensemble, runs, n_records) if n_records else None
+
+    return ensemble.run(n_threads, progress, result, _advice(plan))
 
 
 def _ensemble(plan: Plan, engine: Any, stop: NDArray[np.uint8], checkpoint: Checkpoint | None) -> Ensemble:
@@ -324,16 +298,18 @@ def _simulate_on_cuda(plan: Plan, progress: Progress | None) -> Simulation:
     if runs.divergences:
         step, run = min((step, run) for run, step in runs.divergences.items())
         n_before = int(np.searchsorted(plan.record_steps, step))
-        raise _divergence(plan, run, step, "", result(runs, everything, n_before) if n_before else None)
+        raise DivergenceError(
+            f"the loss of run {run} diverged at step {step}; {_advice(plan)}",
+            step,
+            result(runs, everything, n_before) if n_before else None,
+        )
     return result(runs, everything, n_records)
 
 
-def _divergence(plan: Plan, run: int, step: int, loss: str, partial: Simulation | None) -> DivergenceError:
-    return DivergenceError(
-        f"the loss of run {run} diverged at step {step}{loss}; learning_rate {plan.model.learning_rate:g}, stability "
-        f"bound of the lazy dynamics {plan.model.stability_bound:.6g}",
-        step,
-        partial,
+def _advice(plan: Plan) -> str:
+    model = plan.model
+    return (
+        f"learning_rate {model.learning_rate:g}, stability bound of the lazy dynamics {model.stability_bound:.6g}"
     )
 
 
@@ -374,8 +350,8 @@ def _plan(
     """Check everything once."""
     if not isinstance(model, Model):
         raise TypeError(f"model must be a Model, got {model!r} of type {type(model).__name__}")
-    n_steps = _as_counter("n_steps", n_steps)
-    n_runs = _as_counter("n_runs", n_runs)
+    n_steps, n_runs = as_counter("n_steps", n_steps), as_counter("n_runs", n_runs)
+    spaced = np.arange(n_steps + 1) if n_steps <= _ALL_STEPS else log_spaced_steps(n_steps)
     seed = as_seed("seed", seed)
     _check_choice("method", method, ("auto", *_METHODS))
     _check_choice("device", device, _DEVICES)
@@ -394,12 +370,11 @@ def _plan(
     for name in names:
         _check_choice("statistics", name, STATISTICS)
     if math.isfinite(model.batch_size):
-        _as_counter("model.batch_size", model.batch_size)
+        as_counter("model.batch_size", model.batch_size)
     n_modes = model.spectrum.n_modes
-    if not isinstance(replacement, bool):
-        raise TypeError(f"replacement must be True or False, got {replacement!r} of type {type(replacement).__name__}")
+    replacement = as_flag("replacement", replacement)
     if model.is_offline:
-        _as_counter("model.n_samples", model.n_samples)
+        as_counter("model.n_samples", model.n_samples)
         if math.isfinite(model.batch_size) and model.batch_size > model.n_samples and not replacement:
             raise ValueError(
                 f"batch_size must be at most n_samples = {model.n_samples} without replacement, got {model.batch_size}"
@@ -436,7 +411,7 @@ def _plan(
         n_runs=n_runs,
         seed=seed,
         method=method,
-        record_steps=_record_steps(record, n_steps),
+        record_steps=recorded_steps(record, n_steps, spaced),
         dtype=np.dtype(dtype),
         features=features,
         statistics=names,
@@ -467,13 +442,6 @@ def _reduced_is_cheaper(model: Model, n_steps: int) -> bool:
     return reduced < literal
 
 
-def _record_steps(record: str | ArrayLike, n_steps: int) -> NDArray[np.int64]:
-    if isinstance(record, str):
-        _check_choice("record", record, ("log", "all"))
-        return np.arange(n_steps + 1) if record == "all" or n_steps <= _ALL_STEPS else log_spaced_steps(n_steps)
-    return as_steps("record", record, n_steps)
-
-
 def _as_modes(modes: ArrayLike | None, n_modes: int | None) -> NDArray[np.int64] | None:
     if modes is None:
         return None
@@ -495,9 +463,3 @@ def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
-
-def _as_counter(name: str, value: float) -> int:
-    count = as_count(name, value)
-    if count >= _COUNTER_LIMIT:
-        raise ValueError(f"{name} must be below 2**32, got {value!r}")
-    return count

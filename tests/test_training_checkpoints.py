@@ -1,0 +1,225 @@
+"""Checkpoints of trained networks: bit-for-bit continuation after Ctrl-C and SIGKILL, more runs, and refusal.
+
+What the file itself must withstand is tested with simulations (test_checkpoint.py).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+
+import scalefield as sf
+from scalefield import _ensemble as ensemble
+from scalefield._checkpoint import Checkpoint
+from scalefield.errors import DivergenceError, Interrupted, ScalefieldError, StabilityWarning
+from scalefield.networks import circle_training, linear_training, train_linear_network, train_multilayer
+from scalefield.networks.linear_training import STATISTICS
+
+TASK = sf.PowerLawSpectrum(2.0, 0.5, n_modes=13)
+CIRCLE = sf.networks.CircleTask(1.0, n_modes=63)
+
+LINEAR = {
+    "spectrum": TASK, "width": 40, "gamma": 1.0, "learning_rate": 0.05, "batch_size": 4, "n_steps": 400, "seed": 7,
+    "label_noise": 0.1, "statistics": STATISTICS,
+}  # fmt: skip
+MULTILAYER = {
+    "task": CIRCLE, "width": 20, "batch_size": 8, "n_steps": 200, "n_test": 64, "seed": 7, "kernel_points": 5,
+}  # fmt: skip
+
+
+def trained_linear(n_runs: int = 3, **changes):
+    return train_linear_network(**(LINEAR | changes), n_runs=n_runs)
+
+
+def trained_multilayer(n_runs: int = 3, **changes):
+    return train_multilayer(**(MULTILAYER | changes), n_seeds=n_runs)
+
+
+CALLS = {
+    "linear, reduced": (trained_linear, {}),
+    "linear, literal": (trained_linear, {"method": "literal", "centred": False}),
+    "linear, infinitely wide": (trained_linear, {"width": math.inf}),
+    "linear, regression": (trained_linear, {"width": math.inf, "gamma": 0.0, "statistics": ()}),
+    "circle, F_0 computed": (trained_multilayer, {}),
+    "circle, F_0 interpolated": (trained_multilayer, {"gamma": 8.0, "learning_rate": 0.01, "depth": 3}),
+    "circle, single precision": (trained_multilayer, {"dtype": "float32", "activation_power": 2.0, "depth": 1}),
+}
+
+
+def assert_equal(found, expected) -> None:
+    """The same bits in all that is recorded."""
+    assert vars(found).keys() == vars(expected).keys()
+    for name, value in vars(expected).items():
+        if isinstance(value, np.ndarray):
+            np.testing.assert_array_equal(getattr(found, name), value, err_msg=name)
+
+
+def interrupt_at(fraction: float):
+    """A progress function like Ctrl-C at some part of the work."""
+
+    def progress(done: int, total: int) -> None:
+        if done >= fraction * total:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+@pytest.fixture
+def short_chunks(monkeypatch):
+    """Calls of few steps that take a while: the main thread looks often in the middle of runs."""
+    monkeypatch.setattr(ensemble, "_CHUNK_WORK", 2e3)
+    monkeypatch.setattr(circle_training, "_CHUNK_WORK", 1e6)
+    monkeypatch.setattr(ensemble, "_POLL_SECONDS", 0.002)
+    for worker in (linear_training._Engine, circle_training.CircleWorker):
+
+        def slowed(*arguments, advance=worker.advance):
+            time.sleep(4e-3)
+            return advance(*arguments)
+
+        monkeypatch.setattr(worker, "advance", slowed)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_continues_after_interruptions(call, tmp_path, short_chunks, monkeypatch):
+    """Ctrl-C at 20%, 50% and 80% of the work, on other numbers of threads each time."""
+    train, changes = CALLS[call]
+    expected, path = train(**changes), tmp_path / "runs"
+    n_steps, restore, under_way = expected.steps[-1], Checkpoint.restore, []
+
+    def noted(self, arrays_out):
+        states = restore(self, arrays_out)
+        under_way.extend(state.step for state in states.values())
+        return states
+
+    monkeypatch.setattr(Checkpoint, "restore", noted)
+    for threads, fraction in (("1", 0.2), ("3", 0.5), ("2", 0.8)):
+        monkeypatch.setenv("SCALEFIELD_NUM_THREADS", threads)
+        with pytest.raises(Interrupted):
+            train(**changes, checkpoint=path, checkpoint_every=0.004, progress=interrupt_at(fraction))
+    done: list[int] = []
+    # The seed is the file's.
+    found = train(**{**changes, "seed": None}, checkpoint=path, progress=lambda now, total: done.append(now))
+    assert_equal(found, expected)
+    # It went on from where it was, in the middle of runs.
+    assert 0.1 * 3 * n_steps < done[0] < done[-1] == 3 * n_steps
+    assert any(0 < step < n_steps for step in under_way)
+
+
+@pytest.mark.parametrize("call", ["linear, reduced", "circle, F_0 computed"])
+def test_more_runs_may_be_asked_for_and_nothing_else(call, tmp_path):
+    train, path = CALLS[call][0], tmp_path / "runs"
+    train(2, checkpoint=path)
+    done: list[int] = []
+    more = train(3, checkpoint=path, progress=lambda now, total: done.append(now))
+    assert_equal(more, train(3))
+    assert done[0] == 2 * more.steps[-1]
+    with pytest.raises(ScalefieldError, match="checkpoint of 3 runs, 2 are asked for"):
+        train(2, checkpoint=path)
+    stored = path.read_bytes()
+    for changes, message in (
+        ({"gamma": 0.5}, "gamma"),
+        ({"seed": 8}, "seed 7 instead of 8"),
+        ({"record": [0, 100]}, "record"),
+        ({"learning_rate": 0.01}, "learning_rate"),
+    ):
+        with pytest.raises(ScalefieldError, match=f"checkpoint of another training, with .*{message}"):
+            train(3, **changes, checkpoint=path)
+    # Nor one of another kind.
+    with pytest.raises(ScalefieldError, match=r"with kind 'training' instead of 'simulation'"):
+        sf.simulate(sf.Model(TASK, 4, batch_size=2), 10, checkpoint=path, seed=7)
+    assert path.read_bytes() == stored
+    with pytest.raises(FileNotFoundError):
+        train(3, checkpoint=tmp_path / "absent" / "runs")
+    with pytest.raises(TypeError, match="checkpoint must be a path, got 3"):
+        train(3, checkpoint=3)
+    with pytest.raises(ValueError, match="checkpoint_every must be"):
+        train(3, checkpoint=path, checkpoint_every=0.0)
+
+
+def test_divergence_after_an_interruption(tmp_path, short_chunks):
+    """The same error at the same step, with the same records."""
+    # (1 - 2 eta)^2 = 1.08 a step on the first mode.
+    changes = {"width": math.inf, "gamma": 0.0, "statistics": (), "learning_rate": 1.02, "batch_size": math.inf}
+    path = tmp_path / "runs"
+    with pytest.warns(StabilityWarning), pytest.raises(DivergenceError) as expected:
+        trained_linear(**changes, n_steps=5000)
+    assert expected.value.step > 300
+    with pytest.warns(StabilityWarning), pytest.raises(Interrupted):
+        trained_linear(**changes, n_steps=5000, checkpoint=path, checkpoint_every=0.002, progress=interrupt_at(0.01))
+    with pytest.warns(StabilityWarning), pytest.raises(DivergenceError) as found:
+        trained_linear(**changes, n_steps=5000, checkpoint=path)
+    assert (str(found.value), found.value.step) == (str(expected.value), expected.value.step)
+    assert_equal(found.value.partial, expected.value.partial)
+
+
+KILLED = """
+    import os, random, signal, sys, time
+    import scalefield as sf
+    from scalefield import _ensemble as ensemble
+from scalefield._checkpoint import Checkpoint
+    from scalefield.networks import circle_training
+
+    kind, folder = sys.argv[1:]
+    ensemble._POLL_SECONDS = 0.005
+    # Some milliseconds a call.
+    ensemble._CHUNK_WORK, circle_training._CHUNK_WORK = 2e6, 2e7
+
+    def train(n_steps, **more):
+        if kind == "linear":
+            return sf.networks.train_linear_network(
+                sf.PowerLawSpectrum(1.5, 0.5, n_modes=100), 200, 1.0, 0.05, 8, 10 * n_steps, 3, 8,
+                statistics=["readout_norm", "kernel_distance"], **more,
+            )
+        return sf.networks.train_multilayer(
+            sf.networks.CircleTask(1.0, n_modes=63), width=48, batch_size=32, n_steps=n_steps, n_seeds=3, seed=8,
+            n_test=64, kernel_points=5, **more,
+        )
+
+    # Compiled code is loaded once; a child is a copy of this process.
+    train(2)
+    path, n_steps = os.path.join(folder, "runs"), 2500
+    moments, kills = random.Random(1), 0
+    for attempt in range(200):
+        process = os.fork()
+        if process == 0:
+            try:
+                train(n_steps, checkpoint=path, checkpoint_every=0.01).save(os.path.join(folder, "found.npz"))
+                os._exit(0)
+            finally:
+                os._exit(1)
+        # Later and later, so that a slow machine finishes too.
+        time.sleep(moments.uniform(0.02, 0.2) * (1.0 + attempt / 10))
+        os.kill(process, signal.SIGKILL)
+        status = os.waitpid(process, 0)[1]
+        if os.WIFSIGNALED(status):
+            kills += 1
+        else:
+            sys.exit(f"status {status}") if status else print(kills)
+            break
+    train(n_steps).save(os.path.join(folder, "expected.npz"))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="children are copies of a process")
+@pytest.mark.parametrize("kind", ["linear", "circle"])
+def test_continues_after_kill(kind, tmp_path):
+    """SIGKILL at random moments, 0.02 to 0.2 s and more after the start, until it ends."""
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(KILLED), kind, str(tmp_path)],
+        env={**os.environ, "SCALEFIELD_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) >= 2, result.stdout
+    made = sf.networks.LinearNetworkRuns if kind == "linear" else sf.networks.MultilayerTraining
+    assert_equal(*(made.load(tmp_path / f"{name}.npz") for name in ("found", "expected")))
