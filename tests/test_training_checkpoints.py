@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import textwrap
-import time
+import threading
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ CIRCLE = sf.networks.CircleTask(1.0, n_modes=63)
 
 LINEAR = {
     "spectrum": TASK, "width": 40, "gamma": 1.0, "learning_rate": 0.05, "batch_size": 4, "n_steps": 400, "seed": 7,
-    "label_noise": 0.1, "statistics": STATISTICS,
+    "label_noise": 0.1, "statistics": STATISTICS, "record": [0, 1, 3, *range(10, 401, 30)],
 }  # fmt: skip
 MULTILAYER = {
     "task": CIRCLE, "width": 20, "batch_size": 8, "n_steps": 200, "n_test": 64, "seed": 7, "kernel_points": 5,
@@ -46,7 +46,7 @@ CALLS = {
     "linear, reduced": (trained_linear, {}),
     "linear, literal": (trained_linear, {"method": "literal", "centred": False}),
     "linear, infinitely wide": (trained_linear, {"width": math.inf}),
-    "linear, regression": (trained_linear, {"width": math.inf, "gamma": 0.0, "statistics": ()}),
+    "linear, regression": (trained_linear, {"width": math.inf, "gamma": 0.0, "statistics": (), "n_steps": 5000}),
     "circle, F_0 computed": (trained_multilayer, {}),
     "circle, F_0 interpolated": (trained_multilayer, {"gamma": 8.0, "learning_rate": 0.01, "depth": 3}),
     "circle, single precision": (trained_multilayer, {"dtype": "float32", "activation_power": 2.0, "depth": 1}),
@@ -61,35 +61,49 @@ def assert_equal(found, expected) -> None:
             np.testing.assert_array_equal(getattr(found, name), value, err_msg=name)
 
 
-def interrupt_at(fraction: float):
-    """A progress function like Ctrl-C at some part of the work."""
+class Pace:
+    """Short calls, two of them for each look of the main thread: it sees runs half done on the busiest machine."""
 
-    def progress(done: int, total: int) -> None:
-        if done >= fraction * total:
-            raise KeyboardInterrupt
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.tokens = threading.Semaphore(0)
+        patch.setattr(ensemble, "_CHUNK_WORK", 4e4)
+        patch.setattr(circle_training, "_CHUNK_WORK", 1e6)
+        patch.setattr(ensemble, "_POLL_SECONDS", 0.002)
+        for worker in (linear_training._Engine, circle_training.CircleWorker):
 
-    return progress
+            def paced(worker, *arguments, advance=worker.advance):
+                while not self.tokens.acquire(timeout=0.005) and not worker.stop[0]:
+                    pass
+                return advance(worker, *arguments)
+
+            patch.setattr(worker, "advance", paced)
+
+    def interrupt_at(self, fraction: float):
+        """A progress function like Ctrl-C at some part of the work."""
+
+        def progress(done: int, total: int) -> None:
+            if done >= fraction * total:
+                raise KeyboardInterrupt
+            while self.tokens.acquire(blocking=False):
+                pass
+            self.tokens.release(2)
+
+        return progress
+
+    def free(self) -> None:
+        self.tokens.release(10**6)
 
 
 @pytest.fixture
-def short_chunks(monkeypatch):
-    """Calls of few steps that take a while: the main thread looks often in the middle of runs."""
-    monkeypatch.setattr(ensemble, "_CHUNK_WORK", 2e3)
-    monkeypatch.setattr(circle_training, "_CHUNK_WORK", 1e6)
-    monkeypatch.setattr(ensemble, "_POLL_SECONDS", 0.002)
-    for worker in (linear_training._Engine, circle_training.CircleWorker):
-
-        def slowed(*arguments, advance=worker.advance):
-            time.sleep(4e-3)
-            return advance(*arguments)
-
-        monkeypatch.setattr(worker, "advance", slowed)
+def pace(monkeypatch):
+    return Pace(monkeypatch)
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_continues_after_interruptions(call, tmp_path, short_chunks, monkeypatch):
+def test_continues_after_interruptions(call, tmp_path, pace, monkeypatch):
     """Ctrl-C at 20%, 50% and 80% of the work, on other numbers of threads each time."""
     train, changes = CALLS[call]
+    pace.free()
     expected, path = train(**changes), tmp_path / "runs"
     n_steps, restore, under_way = expected.steps[-1], Checkpoint.restore, []
 
@@ -102,14 +116,15 @@ def test_continues_after_interruptions(call, tmp_path, short_chunks, monkeypatch
     for threads, fraction in (("1", 0.2), ("3", 0.5), ("2", 0.8)):
         monkeypatch.setenv("SCALEFIELD_NUM_THREADS", threads)
         with pytest.raises(Interrupted):
-            train(**changes, checkpoint=path, checkpoint_every=0.004, progress=interrupt_at(fraction))
+            train(**changes, checkpoint=path, checkpoint_every=0.001, progress=pace.interrupt_at(fraction))
+    pace.free()
     done: list[int] = []
     # The seed is the file's.
     found = train(**{**changes, "seed": None}, checkpoint=path, progress=lambda now, total: done.append(now))
     assert_equal(found, expected)
     # It went on from where it was, in the middle of runs.
-    assert 0.1 * 3 * n_steps < done[0] < done[-1] == 3 * n_steps
-    assert any(0 < step < n_steps for step in under_way)
+    assert 0.5 * 3 * n_steps < done[0] < done[-1] == 3 * n_steps
+    assert sum(0 < step < n_steps for step in under_way) >= 3
 
 
 @pytest.mark.parametrize("call", ["linear, reduced", "circle, F_0 computed"])
@@ -143,16 +158,20 @@ def test_more_runs_may_be_asked_for_and_nothing_else(call, tmp_path):
         train(3, checkpoint=path, checkpoint_every=0.0)
 
 
-def test_divergence_after_an_interruption(tmp_path, short_chunks):
+def test_divergence_after_an_interruption(tmp_path, pace):
     """The same error at the same step, with the same records."""
     # (1 - 2 eta)^2 = 1.08 a step on the first mode.
     changes = {"width": math.inf, "gamma": 0.0, "statistics": (), "learning_rate": 1.02, "batch_size": math.inf}
     path = tmp_path / "runs"
+    pace.free()
     with pytest.warns(StabilityWarning), pytest.raises(DivergenceError) as expected:
         trained_linear(**changes, n_steps=5000)
     assert expected.value.step > 300
     with pytest.warns(StabilityWarning), pytest.raises(Interrupted):
-        trained_linear(**changes, n_steps=5000, checkpoint=path, checkpoint_every=0.002, progress=interrupt_at(0.01))
+        trained_linear(
+            **changes, n_steps=5000, checkpoint=path, checkpoint_every=0.001, progress=pace.interrupt_at(0.01)
+        )  # fmt: skip
+    pace.free()
     with pytest.warns(StabilityWarning), pytest.raises(DivergenceError) as found:
         trained_linear(**changes, n_steps=5000, checkpoint=path)
     assert (str(found.value), found.value.step) == (str(expected.value), expected.value.step)
@@ -163,7 +182,6 @@ KILLED = """
     import os, random, signal, sys, time
     import scalefield as sf
     from scalefield import _ensemble as ensemble
-from scalefield._checkpoint import Checkpoint
     from scalefield.networks import circle_training
 
     kind, folder = sys.argv[1:]
@@ -171,10 +189,10 @@ from scalefield._checkpoint import Checkpoint
     # Some milliseconds a call.
     ensemble._CHUNK_WORK, circle_training._CHUNK_WORK = 2e6, 2e7
 
-    def train(n_steps, **more):
+    def train(n_steps=15_000, **more):
         if kind == "linear":
             return sf.networks.train_linear_network(
-                sf.PowerLawSpectrum(1.5, 0.5, n_modes=100), 200, 1.0, 0.05, 8, 10 * n_steps, 3, 8,
+                sf.PowerLawSpectrum(1.5, 0.5, n_modes=100), 200, 1.0, 0.05, 8, 4 * n_steps, 3, 8,
                 statistics=["readout_norm", "kernel_distance"], **more,
             )
         return sf.networks.train_multilayer(
@@ -184,13 +202,12 @@ from scalefield._checkpoint import Checkpoint
 
     # Compiled code is loaded once; a child is a copy of this process.
     train(2)
-    path, n_steps = os.path.join(folder, "runs"), 2500
-    moments, kills = random.Random(1), 0
+    path, moments, kills = os.path.join(folder, "runs"), random.Random(1), 0
     for attempt in range(200):
         process = os.fork()
         if process == 0:
             try:
-                train(n_steps, checkpoint=path, checkpoint_every=0.01).save(os.path.join(folder, "found.npz"))
+                train(checkpoint=path, checkpoint_every=0.01).save(os.path.join(folder, "found.npz"))
                 os._exit(0)
             finally:
                 os._exit(1)
@@ -203,7 +220,7 @@ from scalefield._checkpoint import Checkpoint
         else:
             sys.exit(f"status {status}") if status else print(kills)
             break
-    train(n_steps).save(os.path.join(folder, "expected.npz"))
+    train().save(os.path.join(folder, "expected.npz"))
 """
 
 
@@ -220,6 +237,7 @@ def test_continues_after_kill(kind, tmp_path):
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    assert int(result.stdout) >= 2, result.stdout
+    # Fast machines finish after fewer kills, but not after none.
+    assert int(result.stdout) >= 3, result.stdout
     made = sf.networks.LinearNetworkRuns if kind == "linear" else sf.networks.MultilayerTraining
     assert_equal(*(made.load(tmp_path / f"{name}.npz") for name in ("found", "expected")))
