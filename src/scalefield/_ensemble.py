@@ -77,10 +77,13 @@ class Worker(Protocol):
 
     @property
     def state(self) -> Mapping[str, NDArray[Any]]:
-        """The arrays from which a run goes on, to be copied and written into."""
+        """The arrays from which a run goes on, to be copied."""
 
     def start(self, run: int) -> bool:
         """Make what is random but fixed in a run, and the state before training; False if stopped."""
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Take another state, of the run that was started last."""
 
     def observe(self, run: int, step: int) -> bool:
         """Record the state at a step that asks for it; False if stopped."""
@@ -155,6 +158,8 @@ class Ensemble:
         progress: Progress | None,
         result: Callable[[NDArray[np.bool_], int], R | None],
         advice: str,
+        *,
+        unfinished: bool = False,
     ) -> R:
         """Train all runs that are not finished, with BLAS on one thread.
 
@@ -168,6 +173,8 @@ class Ensemble:
             ``result(runs, before)``: what the chosen runs have recorded at steps below `before`; None if nothing.
         advice : str
             What to say of a divergence.
+        unfinished : bool
+            Whether an interruption before any run is finished gives the one that came furthest, as far as it came.
 
         Raises
         ------
@@ -182,6 +189,9 @@ class Ensemble:
         except KeyboardInterrupt as interrupt:
             count = int(self.finished.sum())
             partial = result(self.finished, self.n_steps + 1) if count else None
+            furthest = int(self._steps_done.max())
+            if unfinished and not count and furthest:
+                partial = result(np.arange(self.finished.size) == self._steps_done.argmax(), furthest)
             raise Interrupted(f"interrupted with {count} of {self.finished.size} runs finished", partial) from interrupt
         everything = np.ones_like(self.finished)
         if self.divergences:
@@ -265,8 +275,7 @@ class Ensemble:
             with self._lock:
                 restored = self._restored.get(run)
                 if restored is not None:
-                    for name, array in worker.state.items():
-                        array[...] = restored.arrays[name]
+                    worker.restore(restored.arrays)
                     self._published[run] = (0, restored)
                     del self._restored[run]
                 self._training[run] = self._generation
@@ -352,6 +361,11 @@ class Recorder:
     def start(self, run: int) -> bool:
         """See `Worker`."""
         return self.engine.start(run)
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """See `Worker`."""
+        for name, array in self.state.items():
+            array[...] = state[name]
 
     def observe(self, run: int, step: int) -> bool:
         """See `Worker`."""

@@ -116,7 +116,8 @@ def train_multilayer(
         If a batch's loss is not finite or exceeds 1e12 mean_square; `step` is the earliest such step of all runs,
         `partial` holds what all runs have recorded up to it, or is None.
     Interrupted
-        On Ctrl-C; `partial` holds the runs finished by then, in order, or is None.
+        On Ctrl-C; `partial` holds the runs finished by then, in order; or the one that came furthest, as far as it
+        came; or is None.
     ScalefieldError
         If the checkpoint is damaged or belongs to another call.
 
@@ -159,7 +160,7 @@ def train_multilayer(
     )  # fmt: skip
     training = Training(plan, file)
     advice = f"learning_rate {plan.learning_rate:g}, gamma {plan.gamma:g}: a smaller learning rate may be stable"
-    return training.ensemble.run(training.n_threads, progress, training.result, advice)
+    return training.ensemble.run(training.n_threads, progress, training.result, advice, unfinished=True)
 
 
 def _plan(

@@ -154,6 +154,11 @@ class CircleWorker:
         self.first_initial, self.hidden_initial, self.readout_initial = (array.copy() for array in weights)
         return True
 
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Take the weights of another state of the run."""
+        for name, array in self.state.items():
+            array[...] = state[name]
+
     def evaluate(self, theta: Array, values_out: Array) -> bool:
         """F, without F_0; False if stopped."""
         plan = self.plan
@@ -257,16 +262,15 @@ class Training:
         return CircleWorker(self.plan, self._target, self._rest, self.ensemble.arrays, self.stop)
 
     def result(self, runs: NDArray[np.bool_], before: int) -> MultilayerTraining | None:
-        """What some runs have recorded up to step `before`; None if nothing."""
+        """What some runs have recorded at steps below `before`; None if nothing."""
         plan, arrays = self.plan, self.ensemble.arrays
-        # A test loss at the step of a divergence was still finite.
-        steps = plan.steps[plan.steps <= before]
-        if not steps.size or not runs.any():
+        steps = plan.steps[plan.steps < before]
+        if not steps.size:
             return None
         kernels: Array | None = None
         kernel_steps: NDArray[np.int64] | None = None
         if plan.kernel_points:
-            kernel_steps = plan.kernel_steps[plan.kernel_steps <= before]
+            kernel_steps = plan.kernel_steps[plan.kernel_steps < before]
             kernels = arrays["kernels"][runs, : kernel_steps.size]
         return MultilayerTraining(
             plan.task,

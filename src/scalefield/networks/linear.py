@@ -223,7 +223,8 @@ def train_linear_network(
         If the loss of a run is not finite or exceeds 1e12 (initial loss + label_noise^2); `partial` holds what was
         recorded of all runs before it.
     Interrupted
-        On Ctrl-C; `partial` holds the runs finished by then, in order, or is None.
+        On Ctrl-C; `partial` holds the runs finished by then, in order; or the one that came furthest, as far as it
+        came; or is None.
     ScalefieldError
         If the checkpoint is damaged or belongs to another call.
 
@@ -270,7 +271,7 @@ def train_linear_network(
         f"learning_rate {plan.setting.learning_rate:g}, bound of the lazy, infinitely wide network "
         f"{_stability_bound(plan):.6g}"
     )
-    return training.ensemble.run(training.n_threads, progress, training.result, advice)
+    return training.ensemble.run(training.n_threads, progress, training.result, advice, unfinished=True)
 
 
 def _check_spectrum(spectrum: Any) -> None:
