@@ -8,6 +8,7 @@ regression on the gradients.
 
 import math
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ from click.testing import CliRunner
 from scipy import ndimage
 
 import scalefield as sf
+from interruptions import Pace, check_continuation
 from scalefield import datasets, networks
 from scalefield.cli import commands
 from scalefield.errors import BackendUnavailableError, DatasetError, DivergenceError, Interrupted, ScalefieldError
 from scalefield.networks import DeepNetworkRuns, train_language_model, train_vision_network, vision_kernel
+from scalefield.networks._torch_training import Sources
 
 KINDS = ("cnn", "residual", "transformer")
 
@@ -55,7 +58,7 @@ def build(torch, kind, width, gamma, learning_rate=1e-6, seed=0, text=None, targ
     else:
         images = vision._images(torch, None, None, None, None, 7, n_test)
         problem = vision._Vision(torch, kind, width, 2, images, target)
-    return training._Training(torch, problem, recipe)
+    return training.Training(torch, problem, recipe)
 
 
 def outputs(loop, parameters, initial, inputs):
@@ -64,11 +67,10 @@ def outputs(loop, parameters, initial, inputs):
 
 def start(torch, loop, run=0):
     """Initial parameters, a copy to be trained, and the batches."""
-    from scalefield.networks._torch import generator
     from scalefield.networks._torch_training import initial_parameters
 
     initial = initial_parameters(torch, loop.problem, loop.recipe, run)
-    source = loop.problem.batches(loop.recipe.batch_size, generator(torch, 1, 2, 3))
+    source = loop.problem.batches(loop.recipe.batch_size, Sources(torch, 1, 3), 0)
     return initial, {name: value.clone() for name, value in initial.items()}, source
 
 
@@ -235,7 +237,7 @@ def test_held_out_digits_never_appear_in_training(torch):
         return {of_pixels[image.tobytes()] for image in pixels[:, 0]}
 
     seen = set()
-    batches = images.batches(400, generator(torch, 0))
+    batches = images.batches(400, Sources(torch, 0, 0), 0)
     for _ in range(25):
         pixels, numbers = next(batches)
         seen |= origins(pixels)
@@ -279,7 +281,7 @@ def test_held_out_images_of_streams_never_appear_in_training(torch, tmp_path):
     def numbers(pixels):
         return set(np.rint((pixels[:, 0, 0, 0].numpy() * images.scale + images.mean) * 255).astype(int).tolist())
 
-    batches = images.batches(7, generator(torch, 0))
+    batches = images.batches(7, Sources(torch, 0, 0), 0)
     seen = set.union(*(numbers(next(batches)[0]) for _ in range(30)))
     test = numbers(images.drawn(15, generator(torch, 1), held_out=True)[0])
     assert len(test) == 15
@@ -348,33 +350,68 @@ def test_same_seed_same_numbers(torch):
     assert 0.0 < lazy.kernel_distance()[0, 1] < 0.1 * first.kernel_distance()[0, 1]
 
 
-def test_checkpoint_resumes(torch, tmp_path):
-    path = tmp_path / "runs.npz"
-    whole = small(n_runs=3)
+def test_threads_and_more_runs_change_nothing(torch, text, monkeypatch):
+    for train in (small, partial(language, text)):
+        monkeypatch.setenv("SCALEFIELD_NUM_THREADS", "1")
+        alone = train(n_runs=2)
+        monkeypatch.setenv("SCALEFIELD_NUM_THREADS", "3")
+        together = train(n_runs=5)
+        for name in ("loss", "stream_loss", "probe_kernels"):
+            np.testing.assert_array_equal(getattr(together, name)[:2], getattr(alone, name))
 
-    def stop(done, total):
-        if done > 6:
-            raise KeyboardInterrupt
 
-    with pytest.raises(Interrupted, match="interrupted in run 2 of 3; 1 finished") as caught:
-        small(n_runs=3, checkpoint=path, progress=lambda done, total: stop(done + 1, total) if done else None)
-    np.testing.assert_array_equal(caught.value.partial.loss, whole.loss[:1])
-    calls = []
-    same(whole, small(n_runs=3, checkpoint=path, seed=None, progress=lambda *call: calls.append(call)))
-    assert calls[0] == (6, 18)
-    assert calls[-1] == (18, 18)
+def language(text, **changes):
+    settings = {"width": 4, "batch_size": 4, "n_steps": 12, "seed": 4, "n_test": 16, "n_probe": 3, "context": 4}
+    return train_language_model(**{**settings, "depth": 1, "corpus": text, "probe_record": [0, 12], **changes})
+
+
+@pytest.mark.parametrize("kind", ["digits", "residual", "stream", "compressed stream", "text"])
+def test_continues_after_interruptions(torch, kind, tmp_path, text, monkeypatch):
+    """In the middle of a pass through the data, too: 45 images in batches of 8 are five steps a pass."""
+    changes: dict = {"n_steps": 30, "probe_record": [0, 6, 30], "n_runs": 3}
+    if kind == "residual":
+        changes |= {"architecture": "residual", "dtype": "float32"}
+    elif kind.endswith("stream"):
+        changes |= {"data": stream(tmp_path, kind != "stream"), "test": stream(tmp_path, n=20, name="test.npz")}
+    train = partial(language, text, n_runs=3) if kind == "text" else partial(small, **changes)
+    check_continuation(train, tmp_path / "runs", Pace(monkeypatch), monkeypatch)
+
+
+def test_checkpoints_of_other_calls_are_refused(torch, tmp_path):
+    path = tmp_path / "runs"
+    small(checkpoint=path)
+    same(small(n_runs=2, checkpoint=path), small(n_runs=2))
     with pytest.raises(ScalefieldError, match=r"another training, with gamma 1\.0 instead of 2\.0"):
-        small(n_runs=3, checkpoint=path, gamma=2.0)
+        small(n_runs=2, checkpoint=path, gamma=2.0)
+    with pytest.raises(ScalefieldError, match=r"another training, with noise 0\.1 instead of 0\.2"):
+        small(n_runs=2, checkpoint=path, noise=0.2)
 
 
-def test_interruption_of_the_first_run_keeps_its_records(torch):
-    def stop(done, total):
-        if done == 20:
-            raise KeyboardInterrupt
+@pytest.mark.parametrize(("kind", "compressed"), [("digits", False), ("stream", False), ("stream", True)])
+def test_batches_begin_anywhere(torch, kind, compressed, tmp_path):
+    from scalefield.networks import vision
 
-    with pytest.raises(Interrupted) as caught:
-        small(n_steps=40, record=[0, 20, 40], n_probe=0, probe_record=None, progress=stop)
-    assert caught.value.partial.steps.tolist() == [0, 20]
+    data = stream(tmp_path, compressed) if kind == "stream" else None
+    test = stream(tmp_path, n=20, name="test.npz") if compressed else None
+    images = vision._images(torch, data, test, None, 0.1, 0, 15)
+    whole = images.batches(7, Sources(torch, 3, 1), 0)
+    batches = [next(whole) for _ in range(25)]
+    for first in (1, 6, 7, 19):
+        later = images.batches(7, Sources(torch, 3, 1), first)
+        for expected in batches[first:]:
+            pixels, labels = next(later)
+            np.testing.assert_array_equal(pixels, expected[0])
+            np.testing.assert_array_equal(labels, expected[1])
+
+
+def test_interruption_of_the_first_run_keeps_its_records(torch, monkeypatch):
+    whole = small(n_steps=40, record="all", n_probe=0, probe_record=None)
+    stop = Pace(monkeypatch).interrupt_at(0.5)
+    with pytest.raises(Interrupted, match="0 of 1 runs finished") as caught:
+        small(n_steps=40, record="all", n_probe=0, probe_record=None, progress=stop)
+    partial = caught.value.partial
+    assert 20 <= partial.steps.size < 40
+    np.testing.assert_array_equal(partial.loss, whole.loss[:, : partial.steps.size])
 
 
 def test_save_and_load(tmp_path):
@@ -415,7 +452,7 @@ def test_divergence(torch):
     with pytest.raises(DivergenceError, match="take a lower learning rate than 1e\\+06") as caught:
         small(learning_rate=1e6, record="all")
     assert 0 < caught.value.step <= 6
-    assert caught.value.partial is None
+    assert caught.value.partial.loss.shape == (1, caught.value.step)
 
 
 @pytest.mark.parametrize(

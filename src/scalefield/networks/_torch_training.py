@@ -11,46 +11,61 @@ the residual: neither gamma nor N is in it, while features move by an amount pro
 
 from __future__ import annotations
 
-import json
-import logging
 import math
-import os
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scalefield._files import read_archive, write_archive
+from scalefield._checkpoint import Checkpoint, CheckpointFile
+from scalefield._ensemble import DIVERGED, OK, STOPPED, Ensemble, affordable_threads
 from scalefield._progress import Progress
-from scalefield._steps import as_steps, log_spaced_steps
+from scalefield._steps import as_steps, few_steps, recorded_steps
 from scalefield._validate import as_count, as_flag, as_float, as_seed
-from scalefield.errors import CheckpointWarning, DivergenceError, Interrupted, ScalefieldError
-from scalefield.networks._torch import as_device, as_dtype, deterministic, generator
+from scalefield.networks._torch import as_device, as_dtype, deterministic, generator, seed_of
 from scalefield.networks._torch_results import DeepNetworkRuns
 
-__all__ = ["Problem", "Recipe", "empirical_kernel", "initial_parameters", "seed_or_stored", "train"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["Problem", "Recipe", "Sources", "Training", "empirical_kernel", "initial_parameters", "train"]
 
 Array = NDArray[np.float64]
 Tensor = Any
 Parameters = dict[str, Any]
 
 # Purposes of random numbers.
-WEIGHTS, BATCHES, TEST, STREAM, SPLIT, KERNEL = range(6)
+WEIGHTS, BATCHES, TEST, STREAM, SPLIT, KERNEL, PASSES = range(7)
 # Evaluated at a time.
 CHUNK = 512
 # A loss this many times the first one has diverged.
 _DIVERGED = 1e3
-# Steps between two calls of progress.
-_REPORT = 20
-_PROBE_STEPS = 12
-_FORMAT = 1
+# Steps between two looks at a run.
+_CHUNK_STEPS = 5
+# Log-spaced steps whose loss, and whose kernel, is recorded beside step 0.
+_LOG_STEPS, _PROBE_STEPS = 64, 12
+_NO_STEPS = np.zeros(0, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Generators for the batches of a run: one for each step, so that a run goes on from any, and each pass of data."""
+
+    torch: Any
+    seed: int
+    run: int
+
+    def of_step(self, step: int) -> Any:
+        """For what a step draws."""
+        return generator(self.torch, self.seed, BATCHES, self.run, step)
+
+    def of_pass(self, number: int) -> Any:
+        """For the order of the data in one pass through it."""
+        return generator(self.torch, self.seed, PASSES, self.run, number)
+
+    def seed_of_passes(self) -> int:
+        """For the order of data that is read in order."""
+        return seed_of(self.seed, PASSES, self.run)
 
 
 class Problem(ABC):
@@ -74,8 +89,8 @@ class Problem(ABC):
         """What kernels are of: g of shape (samples, outputs)."""
 
     @abstractmethod
-    def batches(self, batch_size: int, generator: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and targets for training, without end."""
+    def batches(self, batch_size: int, sources: Sources, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and targets for training, from step `first` on without end."""
 
     @abstractmethod
     def sample(self, n: int, generator: Any, *, held_out: bool) -> tuple[Tensor, Tensor]:
@@ -132,16 +147,11 @@ class Recipe:
         device: str,
     ) -> Recipe:
         n_steps = as_count("n_steps", n_steps)
-        if isinstance(record, str):
-            if record not in ("log", "all"):
-                raise ValueError(f"record must be 'log', 'all' or a list of steps, got {record!r}")
-            steps = _log_steps(n_steps, 64) if record == "log" else np.arange(n_steps + 1)
-        else:
-            steps = as_steps("record", record, n_steps)
+        steps = recorded_steps(record, n_steps, few_steps(n_steps, _LOG_STEPS))
         n_probe = as_count("n_probe", n_probe, minimum=0)
-        probe_steps = np.zeros(0, dtype=np.int64)
+        probe_steps = _NO_STEPS
         if n_probe:
-            chosen = _log_steps(n_steps, _PROBE_STEPS) if probe_record is None else probe_record
+            chosen = few_steps(n_steps, _PROBE_STEPS) if probe_record is None else probe_record
             probe_steps = as_steps("probe_record", chosen, n_steps)
             if probe_steps[0] != 0:
                 raise ValueError(f"probe_record must begin with step 0, got {int(probe_steps[0])}")
@@ -164,127 +174,126 @@ class Recipe:
         )
 
 
-def _log_steps(n_steps: int, count: int) -> NDArray[np.int64]:
-    """0 and about `count` log-spaced steps to n_steps."""
-    steps = log_spaced_steps(n_steps)
-    if steps.size <= count + 1:
-        return steps
-    wanted = np.unique(np.rint(np.geomspace(1.0, n_steps, count)).astype(np.int64))
-    return np.append(0, wanted)
-
-
 def train(
-    torch: Any,
-    problem: Problem,
-    recipe: Recipe,
-    *,
-    checkpoint: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
+    torch: Any, problem: Problem, recipe: Recipe, *, file: CheckpointFile | None, progress: Progress | None
 ) -> DeepNetworkRuns:
-    """All runs, one after the other; finished ones are written to the checkpoint and read from it.
+    """All runs: one a thread on the CPU, one after the other on CUDA.
 
     Raises
     ------
     DivergenceError
-        If a loss is not finite or a thousand times the first; `partial` holds the runs finished before.
+        If a test loss is not finite or a thousand times the first.
     Interrupted
-        At Ctrl-C; `partial` holds the finished runs, or the first one as far as it came.
+        At Ctrl-C.
     """
     as_device(torch, recipe.device)
     as_dtype(torch, recipe.dtype)
-    store = None if checkpoint is None else _Checkpoint(Path(checkpoint), problem, recipe)
-    runs: list[_Run] = [] if store is None else store.restore()
-    del runs[recipe.n_runs :]
-    total = recipe.n_runs * recipe.n_steps
     with deterministic(torch):
-        training = _Training(torch, problem, recipe)
-        for number in range(len(runs), recipe.n_runs):
-            run = _Run.empty(recipe)
-
-            def report(step: int, before: int = number) -> None:
-                if progress is not None:
-                    progress(before * recipe.n_steps + step, total)
-
-            try:
-                training.train(number, run, report)
-            except KeyboardInterrupt:
-                kept = runs or ([run] if run.n_records else [])
-                partial = _result(problem, recipe, kept, training.targets) if kept else None
-                raise Interrupted(
-                    f"interrupted in run {number + 1} of {recipe.n_runs}; {len(runs)} finished", partial
-                ) from None
-            except DivergenceError as error:
-                partial = _result(problem, recipe, runs, training.targets) if runs else None
-                raise DivergenceError(str(error), error.step, partial) from None
-            runs.append(run)
-            if store is not None:
-                store.write(runs)
-        if progress is not None:
-            progress(total, total)
-        return _result(problem, recipe, runs, training.targets)
+        return Training(torch, problem, recipe, file).run(progress)
 
 
-@dataclass
-class _Run:
-    """Records of one run, n_records of them so far."""
+class Training:
+    """Test sets that all runs share, arrays for what is recorded, and the loop."""
 
-    loss: Array
-    stream_loss: Array
-    kernels: Array
-    n_records: int = 0
-    n_kernels: int = 0
-
-    @classmethod
-    def empty(cls, recipe: Recipe) -> _Run:
-        shape = (recipe.probe_steps.size, recipe.n_probe, recipe.n_probe)
-        return cls(np.full(recipe.steps.size, np.nan), np.full(recipe.steps.size, np.nan), np.full(shape, np.nan))
-
-
-def _result(problem: Problem, recipe: Recipe, runs: list[_Run], targets: Array) -> DeepNetworkRuns:
-    n, k = min(run.n_records for run in runs), min(run.n_kernels for run in runs)
-    return DeepNetworkRuns(
-        architecture=problem.architecture,
-        width=problem.width,
-        gamma=recipe.gamma,
-        learning_rate=recipe.learning_rate,
-        batch_size=recipe.batch_size,
-        objective=problem.objective,
-        seed=recipe.seed,
-        steps=recipe.steps[:n].copy(),
-        loss=np.array([run.loss[:n] for run in runs]),
-        stream_loss=np.array([run.stream_loss[:n] for run in runs]),
-        probe_steps=recipe.probe_steps[:k].copy(),
-        probe_kernels=np.array([run.kernels[:k] for run in runs]),
-        probe_targets=targets.copy(),
-        settings=_settings(problem, recipe),
-    )
-
-
-def _settings(problem: Problem, recipe: Recipe) -> dict[str, Any]:
-    import torch
-
-    return {
-        **problem.settings,
-        "n_test": recipe.n_test,
-        "centred": recipe.centred,
-        "dtype": recipe.dtype,
-        "device": recipe.device,
-        "torch": str(torch.__version__),
-    }
-
-
-class _Training:
-    """Test sets that all runs share, and the loop."""
-
-    def __init__(self, torch: Any, problem: Problem, recipe: Recipe) -> None:
+    def __init__(self, torch: Any, problem: Problem, recipe: Recipe, file: CheckpointFile | None = None) -> None:
         self.torch, self.problem, self.recipe = torch, problem, recipe
         self.dtype = as_dtype(torch, recipe.dtype)
         self.rate = recipe.learning_rate * recipe.gamma**2 * problem.width
+        self.n_threads = affordable_threads(
+            recipe.n_runs if recipe.device == "cpu" else 1, self._shared_bytes(), self._bytes_per_run(),
+            f"training {recipe.n_runs} {problem.architecture} network(s) of width {problem.width} for "
+            f"{recipe.n_steps} steps with PyTorch",
+        )  # fmt: skip
         self.test = self.moved(*problem.sample(recipe.n_test, generator(torch, recipe.seed, TEST), held_out=True))
         self.stream = self.moved(*problem.sample(recipe.n_test, generator(torch, recipe.seed, STREAM), held_out=False))
         self.targets = np.zeros((0, 0))
         if recipe.n_probe:
             self.targets = problem.probe_targets(self.test[1][: recipe.n_probe])
+        shape = (recipe.n_runs, recipe.steps.size)
+        kernels = (recipe.n_runs, recipe.probe_steps.size, recipe.n_probe, recipe.n_probe)
+        arrays: dict[str, NDArray[Any]] = {
+            "loss": np.full(shape, np.nan),
+            "stream_loss": np.full(shape, np.nan),
+            "kernels": np.full(kernels, np.nan),
+        }
+        self.stop = np.zeros(1, dtype=np.uint8)
+        store = None if file is None else Checkpoint(file, "training", self.describe())
+        self.ensemble = Ensemble(recipe.n_steps, arrays, self.worker, _CHUNK_STEPS, _NO_STEPS, self.stop, store)
+
+    def worker(self) -> Worker:
+        """One thread's network."""
+        return Worker(self)
+
+    def run(self, progress: Progress | None) -> DeepNetworkRuns:
+        """Train all runs."""
+        rate = self.recipe.learning_rate
+        advice = f"take a lower learning rate than {rate:g}"
+        return self.ensemble.run(self.n_threads, progress, self.result, advice, unfinished=True)
+
+    def _n_parameters(self) -> int:
+        return sum(math.prod(shape) for shape in self.problem.shapes().values())
+
+    def _bytes_per_run(self) -> int:
+        """Weights before and now, gradients, and those of every probe; activities come on top."""
+        size = 4 if self.recipe.dtype == "float32" else 8
+        return (4 * size + self.recipe.n_probe * (size + 8)) * self._n_parameters()
+
+    def _shared_bytes(self) -> int:
+        recipe = self.recipe
+        return 8 * recipe.n_runs * (2 * recipe.steps.size + recipe.probe_steps.size * recipe.n_probe**2)
+
+    def settings(self) -> dict[str, Any]:
+        """What numbers depend on beside the recipe."""
+        recipe = self.recipe
+        return {
+            **self.problem.settings,
+            "n_test": recipe.n_test,
+            "centred": recipe.centred,
+            "dtype": recipe.dtype,
+            "device": recipe.device,
+            "torch": str(self.torch.__version__),
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """What a checkpoint must agree with: all but the number of runs."""
+        problem, recipe = self.problem, self.recipe
+        return {
+            "architecture": problem.architecture,
+            "objective": problem.objective,
+            "width": problem.width,
+            "gamma": recipe.gamma,
+            "learning_rate": recipe.learning_rate,
+            "batch_size": recipe.batch_size,
+            "n_steps": recipe.n_steps,
+            "seed": recipe.seed,
+            "record": recipe.steps,
+            "n_probe": recipe.n_probe,
+            "probe_record": recipe.probe_steps,
+            **self.settings(),
+        }
+
+    def result(self, runs: NDArray[np.bool_], before: int) -> DeepNetworkRuns | None:
+        """What some runs have recorded at steps below `before`; None if nothing."""
+        problem, recipe, arrays = self.problem, self.recipe, self.ensemble.arrays
+        steps, probe_steps = (a[a < before].copy() for a in (recipe.steps, recipe.probe_steps))
+        if not steps.size:
+            return None
+        return DeepNetworkRuns(
+            architecture=problem.architecture,
+            width=problem.width,
+            gamma=recipe.gamma,
+            learning_rate=recipe.learning_rate,
+            batch_size=recipe.batch_size,
+            objective=problem.objective,
+            seed=recipe.seed,
+            steps=steps,
+            loss=np.ascontiguousarray(arrays["loss"][runs, : steps.size]),
+            stream_loss=np.ascontiguousarray(arrays["stream_loss"][runs, : steps.size]),
+            probe_steps=probe_steps,
+            probe_kernels=np.ascontiguousarray(arrays["kernels"][runs, : probe_steps.size]),
+            probe_targets=self.targets.copy(),
+            settings=self.settings(),
+        )
 
     def moved(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """In the number format and on the device of training; indices stay integers."""
@@ -323,37 +332,77 @@ class _Training:
                 total += float(self.problem.loss(outputs, targets[part])) * len(outputs)
         return total / len(inputs)
 
-    def train(self, number: int, run: _Run, report: Callable[[int], None]) -> None:
-        """One run, recorded into `run`."""
-        recipe = self.recipe
-        initial = initial_parameters(self.torch, self.problem, recipe, number)
-        parameters = {name: value.clone() for name, value in initial.items()}
-        batches = self.problem.batches(recipe.batch_size, generator(self.torch, recipe.seed, BATCHES, number))
-        on_test, on_stream = self.centres(initial, self.test[0]), self.centres(initial, self.stream[0])
-        recorded, probed = set(recipe.steps.tolist()), set(recipe.probe_steps.tolist())
-        limit = math.inf
-        for step in range(recipe.n_steps + 1):
-            if step in probed:
-                inputs = self.test[0][: recipe.n_probe]
-                run.kernels[run.n_kernels] = empirical_kernel(self.torch, self.problem, parameters, inputs)
-                run.n_kernels += 1
-            if step in recorded:
-                loss = self.evaluate(parameters, self.test, on_test)
-                if not loss <= limit:
-                    raise DivergenceError(
-                        f"the loss of run {number + 1} is {loss:g} at step {step}: take a lower learning rate than "
-                        f"{recipe.learning_rate:g}",
-                        step,
-                    )
-                if math.isinf(limit):
-                    limit = _DIVERGED * max(loss, 1e-300)
-                run.stream_loss[run.n_records] = self.evaluate(parameters, self.stream, on_stream)
-                run.loss[run.n_records] = loss
-                run.n_records += 1
-            if step % _REPORT == 0:
-                report(step)
+
+class Worker:
+    """One thread's network, used for one run after the other; see `_ensemble.Worker`."""
+
+    def __init__(self, training: Training) -> None:
+        self.training, self.stop = training, training.stop
+        self.initial: Parameters = {}
+        self.parameters: Parameters = {}
+        self.centres: tuple[list[Tensor], list[Tensor]] = [], []
+        self._run, self._next = -1, -1
+        self._batches: Iterator[tuple[Tensor, Tensor]] = iter(())
+
+    @property
+    def state(self) -> Mapping[str, NDArray[Any]]:
+        """The parameters."""
+        return {name: value.cpu().numpy() for name, value in self.parameters.items()}
+
+    def start(self, run: int) -> bool:
+        """Draw the parameters."""
+        training = self.training
+        self.initial = initial_parameters(training.torch, training.problem, training.recipe, run)
+        self.parameters = {name: value.clone() for name, value in self.initial.items()}
+        on_test, on_stream = (training.centres(self.initial, data[0]) for data in (training.test, training.stream))
+        self.centres = on_test, on_stream
+        self._next = -1
+        return True
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Take the parameters of another state of the run."""
+        for name, value in self.parameters.items():
+            value.copy_(self.training.torch.from_numpy(state[name]))
+
+    def observe(self, run: int, step: int) -> bool:
+        """All is recorded by `advance`, where a divergence can be told."""
+        raise NotImplementedError
+
+    def advance(self, run: int, t_first: int, t_last: int) -> tuple[int, int, float]:
+        """Record what steps t_first..t_last-1 begin with, and take those before the last step."""
+        training, recipe = self.training, self.training.recipe
+        if (run, t_first) != (self._run, self._next):
+            sources = Sources(training.torch, recipe.seed, run)
+            self._batches = training.problem.batches(recipe.batch_size, sources, t_first)
+        for step in range(t_first, t_last):
+            if self.stop[0]:
+                return STOPPED, step, math.nan
+            loss = self._record(run, step)
+            if loss is not None:
+                return DIVERGED, step, loss
             if step < recipe.n_steps:
-                self.step(parameters, initial, *self.moved(*next(batches)))
+                training.step(self.parameters, self.initial, *training.moved(*next(self._batches)))
+        self._run, self._next = run, t_last
+        return OK, t_last, math.nan
+
+    def _record(self, run: int, step: int) -> float | None:
+        """Record what is wanted at a step; the loss if it has diverged."""
+        training, recipe, arrays = self.training, self.training.recipe, self.training.ensemble.arrays
+        place = int(np.searchsorted(recipe.probe_steps, step))
+        if place < recipe.probe_steps.size and recipe.probe_steps[place] == step:
+            inputs = training.test[0][: recipe.n_probe]
+            kernel = empirical_kernel(training.torch, training.problem, self.parameters, inputs)
+            arrays["kernels"][run, place] = kernel
+        place = int(np.searchsorted(recipe.steps, step))
+        if place == recipe.steps.size or recipe.steps[place] != step:
+            return None
+        loss = training.evaluate(self.parameters, training.test, self.centres[0])
+        first = loss if place == 0 else float(arrays["loss"][run, 0])
+        if not loss <= _DIVERGED * max(first, 1e-300) or math.isinf(loss):
+            return loss
+        arrays["loss"][run, place] = loss
+        arrays["stream_loss"][run, place] = training.evaluate(self.parameters, training.stream, self.centres[1])
+        return None
 
 
 def initial_parameters(torch: Any, problem: Problem, recipe: Recipe, run: int) -> Parameters:
@@ -363,14 +412,6 @@ def initial_parameters(torch: Any, problem: Problem, recipe: Recipe, run: int) -
         name: torch.randn(shape, generator=source, dtype=torch.float64).to(as_device(torch, recipe.device), dtype)
         for name, shape in problem.shapes().items()
     }
-
-
-def seed_or_stored(seed: int | None, checkpoint: str | os.PathLike[str] | None) -> int | None:
-    """The seed, or that of a checkpoint where none is given."""
-    if seed is not None or checkpoint is None or not os.path.exists(checkpoint):
-        return seed
-    stored = read_archive(checkpoint)[0].get("seed")
-    return stored if isinstance(stored, int) else None
 
 
 def empirical_kernel(torch: Any, problem: Problem, parameters: Parameters, inputs: Tensor) -> Array:
@@ -395,76 +436,3 @@ def empirical_kernel(torch: Any, problem: Problem, parameters: Parameters, input
     kernel *= problem.width / n_outputs
     # Products of BLAS are not exactly symmetric.
     return 0.5 * (kernel + kernel.T)
-
-
-class _Checkpoint:
-    """Finished runs in a file, refused unless they belong to the same call; more runs may be asked for."""
-
-    def __init__(self, path: Path, problem: Problem, recipe: Recipe) -> None:
-        self.path, self.recipe = path, recipe
-        settings = {
-            "class": "DeepNetworkCheckpoint",
-            "format": _FORMAT,
-            "architecture": problem.architecture,
-            "objective": problem.objective,
-            "width": problem.width,
-            "gamma": recipe.gamma,
-            "learning_rate": recipe.learning_rate,
-            "batch_size": recipe.batch_size,
-            "n_steps": recipe.n_steps,
-            "seed": recipe.seed,
-            "record": recipe.steps.tolist(),
-            "n_probe": recipe.n_probe,
-            "probe_record": recipe.probe_steps.tolist(),
-            **_settings(problem, recipe),
-        }
-        # As the file gives them back.
-        self.settings: dict[str, Any] = json.loads(json.dumps(settings))
-
-    def restore(self) -> list[_Run]:
-        """Finished runs.
-
-        Raises
-        ------
-        ScalefieldError
-            If the file is damaged or belongs to another call.
-        OSError
-            If it cannot be read, or its folder not be written to.
-        """
-        if not self.path.exists():
-            # Told before any work.
-            self._write([])
-            return []
-        settings, arrays = read_archive(self.path)
-        if settings.get("class") != "DeepNetworkCheckpoint":
-            raise ScalefieldError(f"{self.path}: not a checkpoint of deep networks")
-        for name, value in self.settings.items():
-            if settings.get(name) != value:
-                raise ScalefieldError(
-                    f"{self.path}: checkpoint of another training, with {name} {str(settings.get(name))[:80]} instead "
-                    f"of {str(value)[:80]}; give another path, or remove the file to start anew"
-                )
-        try:
-            loss, stream, kernels = (arrays[name] for name in ("loss", "stream_loss", "kernels"))
-        except KeyError as error:
-            raise ScalefieldError(f"{self.path}: not a checkpoint of deep networks ({error})") from error
-        logger.info("%s: %d runs finished", self.path, loss.shape[0])
-        n, k = self.recipe.steps.size, self.recipe.probe_steps.size
-        return [_Run(*parts, n_records=n, n_kernels=k) for parts in zip(loss, stream, kernels, strict=True)]
-
-    def write(self, runs: list[_Run]) -> None:
-        """Replace the file; if that fails a warning is given and training goes on."""
-        try:
-            self._write(runs)
-        except OSError as error:
-            logger.warning("checkpoint %s not written: %s", self.path, error)
-            warnings.warn(f"checkpoint {self.path} not written: {error}", CheckpointWarning, stacklevel=2)
-
-    def _write(self, runs: list[_Run]) -> None:
-        first = _Run.empty(self.recipe)
-        arrays = {
-            "loss": np.array([run.loss for run in runs]).reshape(-1, *first.loss.shape),
-            "stream_loss": np.array([run.stream_loss for run in runs]).reshape(-1, *first.loss.shape),
-            "kernels": np.array([run.kernels for run in runs]).reshape(len(runs), *first.kernels.shape),
-        }
-        write_archive(self.path, self.settings, arrays, compressed=False)

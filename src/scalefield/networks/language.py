@@ -8,18 +8,20 @@ import os
 import sysconfig
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from scalefield._checkpoint import CheckpointFile, seed_or_stored
 from scalefield._progress import Progress
 from scalefield._validate import as_count
 from scalefield.errors import DatasetError
 from scalefield.networks._torch import require_torch
 from scalefield.networks._torch_results import DeepNetworkRuns
-from scalefield.networks._torch_training import Problem, Recipe, seed_or_stored, train
+from scalefield.networks._torch_training import Problem, Recipe, Sources, train
 
 __all__ = ["train_language_model"]
 
@@ -56,6 +58,7 @@ def train_language_model(
     dtype: str = "float64",
     device: str = "cpu",
     checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: float = 60.0,
     progress: Progress | None = None,
 ) -> DeepNetworkRuns:
     r"""Train a small transformer on the next character of a text, by online SGD, from lazy to rich.
@@ -119,7 +122,10 @@ def train_language_model(
     device : {"cpu", "cuda"}
         Passed to PyTorch.
     checkpoint : path, optional
-        File to which finished runs are written, and from which they are read. More runs may be asked for later.
+        A file to write the state to now and then, and to go on from if it is there: the same call, after whatever
+        ended it, continues, to the last bit on the CPU of the same machine. More runs may be asked for than it holds.
+    checkpoint_every : float
+        Seconds between two writings (default 60).
     progress : callable, optional
         Called as ``progress(done, total)`` with steps of all runs.
 
@@ -163,13 +169,14 @@ def train_language_model(
     4.174387
     """
     torch = require_torch()
+    file = CheckpointFile.checked(checkpoint, checkpoint_every)
     recipe = Recipe.checked(
         gamma=gamma,
         learning_rate=learning_rate,
         batch_size=batch_size,
         n_steps=n_steps,
         n_runs=n_runs,
-        seed=seed_or_stored(seed, checkpoint),
+        seed=seed_or_stored(seed, file),
         record=record,
         n_probe=n_probe,
         probe_record=probe_record,
@@ -180,7 +187,7 @@ def train_language_model(
     )
     text = _Text(corpus, as_count("n_characters", n_characters, minimum=2), as_count("context", context))
     problem = _Transformer(torch, width, depth, n_heads, objective, text)
-    return train(torch, problem, recipe, checkpoint=checkpoint, progress=progress)
+    return train(torch, problem, recipe, file=file, progress=progress)
 
 
 class _Text:
@@ -299,9 +306,9 @@ class _Transformer(Problem):
         windows = tokens[start[:, None] + self.torch.arange(context + 1)]
         return windows[:, :-1], windows[:, 1:]
 
-    def batches(self, batch_size: int, generator: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        while True:
-            yield self._windows(self.tokens[0], batch_size, generator)
+    def batches(self, batch_size: int, sources: Sources, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for step in count(first):
+            yield self._windows(self.tokens[0], batch_size, sources.of_step(step))
 
     def sample(self, n: int, generator: Any, *, held_out: bool) -> tuple[Tensor, Tensor]:
         return self._windows(self.tokens[1 if held_out else 0], n, generator)

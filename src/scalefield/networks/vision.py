@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from scalefield import datasets
+from scalefield._checkpoint import CheckpointFile, seed_or_stored
 from scalefield._progress import Progress
 from scalefield._validate import as_count, as_float, as_seed
 from scalefield.networks._torch import deterministic, generator, require_torch, seed_of
@@ -20,9 +23,9 @@ from scalefield.networks._torch_training import (
     SPLIT,
     Problem,
     Recipe,
+    Sources,
     empirical_kernel,
     initial_parameters,
-    seed_or_stored,
     train,
 )
 from scalefield.streams import ImageStream
@@ -65,6 +68,7 @@ def train_vision_network(
     dtype: str = "float64",
     device: str = "cpu",
     checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: float = 60.0,
     progress: Progress | None = None,
 ) -> DeepNetworkRuns:
     r"""Train a convolutional network by online SGD on the squared error, from lazy to rich.
@@ -138,7 +142,10 @@ def train_vision_network(
     device : {"cpu", "cuda"}
         Passed to PyTorch.
     checkpoint : path, optional
-        File to which finished runs are written, and from which they are read. More runs may be asked for later.
+        A file to write the state to now and then, and to go on from if it is there: the same call, after whatever
+        ended it, continues, to the last bit on the CPU of the same machine. More runs may be asked for than it holds.
+    checkpoint_every : float
+        Seconds between two writings (default 60).
     progress : callable, optional
         Called as ``progress(done, total)`` with steps of all runs.
 
@@ -178,13 +185,14 @@ def train_vision_network(
     0.9
     """
     torch = require_torch()
+    file = CheckpointFile.checked(checkpoint, checkpoint_every)
     recipe = Recipe.checked(
         gamma=gamma,
         learning_rate=learning_rate,
         batch_size=batch_size,
         n_steps=n_steps,
         n_runs=n_runs,
-        seed=seed_or_stored(seed, checkpoint),
+        seed=seed_or_stored(seed, file),
         record=record,
         n_probe=n_probe,
         probe_record=probe_record,
@@ -197,7 +205,7 @@ def train_vision_network(
     with deterministic(torch):
         images = _images(torch, data, test, shift, noise, recipe.seed, recipe.n_test)
     problem = _Vision(torch, architecture, width, n_blocks, images, target)
-    return train(torch, problem, recipe, checkpoint=checkpoint, progress=progress)
+    return train(torch, problem, recipe, file=file, progress=progress)
 
 
 def vision_kernel(
@@ -266,7 +274,7 @@ def vision_kernel(
 # ----------------------------------------------------------------------------------------------------- images
 
 
-class _Images:
+class _Images(ABC):
     """Base images, some held out, with shifts and noise that are drawn anew each time.
 
     Pixels are as float64 in units of the full scale, channels first; what comes out is standardised by the mean and
@@ -317,14 +325,17 @@ class _Images:
         distance = place[None, :, None] + offset[:, None, None] - place[None, None, :]
         return (1.0 - distance.abs()).clamp(min=0.0)
 
+    @abstractmethod
     def drawn(self, n: int, source: Any, *, held_out: bool) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
+        """Images, varied, and their labels: held out, or from those that training sees."""
 
+    @abstractmethod
     def distinct(self, n: int, source: Any) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
+        """Images from different base images that training sees."""
 
-    def batches(self, batch_size: int, source: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        raise NotImplementedError
+    @abstractmethod
+    def batches(self, batch_size: int, sources: Sources, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images and labels for training, from step `first` on without end."""
 
 
 class _Digits(_Images):
@@ -354,9 +365,9 @@ class _Digits(_Images):
         index = self.training[self.torch.randperm(self.n_train, generator=source)[:n]]
         return self.varied(self.pixels[index], source), self.labels[index]
 
-    def batches(self, batch_size: int, source: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        while True:
-            yield self.drawn(batch_size, source, held_out=False)
+    def batches(self, batch_size: int, sources: Sources, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for step in count(first):
+            yield self.drawn(batch_size, sources.of_step(step), held_out=False)
 
 
 class _Streamed(_Images):
@@ -418,20 +429,25 @@ class _Streamed(_Images):
     def distinct(self, n: int, source: Any) -> tuple[Tensor, Tensor]:
         return self.drawn(n, source, held_out=False)
 
-    def batches(self, batch_size: int, source: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, batch_size: int, sources: Sources, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         if self.in_order:
-            number = int(self.torch.randint(2**31, (1,), generator=source))
-            for images, labels in self.data.batches(batch_size, seed=number, epochs=None, drop_last=True):
+            if batch_size > len(self.data):
+                raise ValueError(f"batch_size must be at most {len(self.data)}, the number of images, got {batch_size}")
+            seed = sources.seed_of_passes()
+            # Read through, where a run goes on.
+            read = islice(self.data.batches(batch_size, seed=seed, epochs=None, drop_last=True), first, None)
+            for step, (images, labels) in zip(count(first), read, strict=False):
                 pixels, numbers = self._tensors(images, labels)
-                yield self.varied(pixels, source), numbers
-            raise ValueError(f"batch_size must be at most {len(self.data)}, the number of images, got {batch_size}")
+                yield self.varied(pixels, sources.of_step(step)), numbers
         if batch_size > self.n_train:
             raise ValueError(f"batch_size must be at most {self.n_train}, the training images, got {batch_size}")
-        while True:
-            order = self.training[self.torch.randperm(self.n_train, generator=source).numpy()]
-            for start in range(0, self.n_train - batch_size + 1, batch_size):
+        steps_of_pass = self.n_train // batch_size
+        for number in count(first // steps_of_pass):
+            order = self.training[self.torch.randperm(self.n_train, generator=sources.of_pass(number)).numpy()]
+            for step in range(max(first, number * steps_of_pass), (number + 1) * steps_of_pass):
+                start = (step - number * steps_of_pass) * batch_size
                 pixels, numbers = self._read(self.data, order[start : start + batch_size])
-                yield self.varied(pixels, source), numbers
+                yield self.varied(pixels, sources.of_step(step)), numbers
 
 
 def _images(
@@ -529,8 +545,8 @@ class _Vision(Problem):
     def probed(self, parameters: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         return self.apply(parameters, inputs)
 
-    def batches(self, batch_size: int, generator: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        for pixels, labels in self.images.batches(batch_size, generator):
+    def batches(self, batch_size: int, sources: Sources, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for pixels, labels in self.images.batches(batch_size, sources, first):
             yield pixels, self.targets_of(labels)
 
     def sample(self, n: int, generator: Any, *, held_out: bool) -> tuple[Tensor, Tensor]:
