@@ -7,8 +7,11 @@ regression on the gradients.
 """
 
 import math
+import subprocess
 import sys
+import textwrap
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -446,6 +449,63 @@ def test_no_cuda_device_is_an_error(torch, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(BackendUnavailableError, match="finds no CUDA device"):
         small(device="cuda")
+
+
+ELSEWHERE = """
+    import dataclasses, sys
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError, FakeTensorMode
+    from torch.utils import backend_registration
+
+    sys.path.insert(0, sys.argv[1])
+    from test_deep_networks import KINDS, build, start
+    from scalefield.networks import _torch
+    from scalefield.networks._torch_training import Worker, kernel_tensor
+
+    # A device with shapes and types but no numbers.
+    backend_registration._setup_privateuseone_for_python_backend("elsewhere")
+    _torch.DEVICES = ("cpu", "elsewhere")
+    for kind in KINDS:
+        loop = build(torch, kind, 4, 1.0, text=sys.argv[2], n_test=600)
+        batch = next(start(torch, loop)[2])
+        loop.recipe = dataclasses.replace(loop.recipe, device="elsewhere", dtype="float32")
+        loop.dtype = torch.float32
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            loop.test, loop.stream = (
+                loop.moved(*(mode.from_tensor(part) for part in data)) for data in (loop.test, loop.stream)
+            )
+            worker = Worker(loop)
+            worker.start(0)
+            inputs, targets = loop.moved(*(mode.from_tensor(part) for part in batch))
+            loop.step(worker.parameters, worker.initial, inputs, targets)
+            loss = loop.mean_loss(worker.parameters, loop.test, worker.centres[0])
+            kernel = kernel_tensor(torch, loop.problem, worker.parameters, loop.test[0][:3])
+            assert (kernel.shape, kernel.dtype) == ((3, 3), torch.float64), kernel
+            for value in (inputs, targets, loss, kernel, *worker.parameters.values(), *worker.centres[1]):
+                assert value.device.type == "elsewhere", value
+            assert {value.dtype for value in worker.parameters.values()} == {torch.float32}
+            # What is left behind is found.
+            try:
+                loop.problem.apply(worker.parameters, mode.from_tensor(batch[0]).to(inputs.dtype))
+            except FakeTensorDeviceMismatchError:
+                print(kind)
+"""
+
+
+def test_nothing_is_left_on_the_cpu(torch, text):
+    """Shapes, types and devices of all that a training does on another device, where operations between two devices
+    are refused. Whether CUDA computes the same is not seen so.
+    """
+    if not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"):
+        pytest.skip("this version of PyTorch has no device without numbers")
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(ELSEWHERE), str(Path(__file__).parent), str(text)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == list(KINDS)
 
 
 def test_divergence(torch):

@@ -323,13 +323,17 @@ class Training:
 
     def evaluate(self, parameters: Parameters, data: tuple[Tensor, Tensor], centres: list[Tensor]) -> float:
         """Mean loss on a fixed set."""
+        return float(self.mean_loss(parameters, data, centres))
+
+    def mean_loss(self, parameters: Parameters, data: tuple[Tensor, Tensor], centres: list[Tensor]) -> Tensor:
+        """The same, left where it is computed."""
         inputs, targets = data
-        total = 0.0
+        total = self.torch.zeros((), dtype=self.torch.float64, device=self.recipe.device)
         with self.torch.no_grad():
             for index, start in enumerate(range(0, len(inputs), CHUNK)):
                 part = slice(start, start + CHUNK)
                 outputs = (self.problem.apply(parameters, inputs[part]) - centres[index]) / self.recipe.gamma
-                total += float(self.problem.loss(outputs, targets[part])) * len(outputs)
+                total += self.problem.loss(outputs, targets[part]).double() * len(outputs)
         return total / len(inputs)
 
 
@@ -419,10 +423,17 @@ def empirical_kernel(torch: Any, problem: Problem, parameters: Parameters, input
 
     g = gamma f, and steps are eta gamma^2 N long: f moves by -eta K (f - y), with this K at step 0.
     """
+    kernel: Array = kernel_tensor(torch, problem, parameters, inputs).cpu().numpy()
+    # Products of BLAS are not exactly symmetric.
+    return 0.5 * (kernel + kernel.T)
+
+
+def kernel_tensor(torch: Any, problem: Problem, parameters: Parameters, inputs: Tensor) -> Tensor:
+    """The same, left where it is computed, and symmetric to rounding."""
     frozen = {name: value.detach() for name, value in parameters.items()}
     with torch.no_grad():
         n_outputs = int(problem.probed(frozen, inputs[:1]).shape[-1])
-    kernel = np.zeros((len(inputs), len(inputs)))
+    kernel = torch.zeros((len(inputs), len(inputs)), dtype=torch.float64, device=inputs.device)
     for output in range(n_outputs):
 
         def single(values: Parameters, one: Tensor, output: int = output) -> Tensor:
@@ -432,7 +443,5 @@ def empirical_kernel(torch: Any, problem: Problem, parameters: Parameters, input
         parts = [gradient(frozen, inputs[i : i + CHUNK]) for i in range(0, len(inputs), CHUNK)]
         for name in frozen:
             flat = torch.cat([part[name].reshape(len(part[name]), -1) for part in parts]).double()
-            kernel += (flat @ flat.T).cpu().numpy()
-    kernel *= problem.width / n_outputs
-    # Products of BLAS are not exactly symmetric.
-    return 0.5 * (kernel + kernel.T)
+            kernel += flat @ flat.T
+    return kernel * (problem.width / n_outputs)
