@@ -505,6 +505,19 @@ def test_figure_5(monkeypatch, tmp_path):
     assert len(set(calls)) == 8
     assert done[-1] == 1.0
     assert sorted(done) == done
+
+    def interrupt(part, total):
+        if part >= 0.4 * total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted):
+        figure_5.compute(quick=True, progress=interrupt, checkpoints=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 4
+    again = figure_5.compute(quick=True, progress=lambda part, total: done.append(part / total), checkpoints=tmp_path)
+    assert again.csv() == data.csv()
+    with monkeypatch.context() as patch:
+        patch.setattr(ensemble.Ensemble, "_work", lambda self: pytest.fail("all has been trained"))
+        assert figure_5.compute(quick=True, checkpoints=tmp_path).csv() == data.csv()
     # eta in proportion to 1/K(0), K(0) = sum_l (p^2/(2 p - 1))^l, a quarter of it for p > 1, and 0.4 if beta < 1/2.
     rates = {call[:3]: call[3] for call in calls}
     assert rates[1.0, 1.0, 1.0] == rates[1.75, 1.0, 0.01] == pytest.approx(0.05)

@@ -598,7 +598,7 @@ def test_figures(torch, text, monkeypatch):
     labels = [text.get_text() for text in figure_6.draw(data).axes[0].get_legend().get_texts()]
     assert labels[:4] == [r"$\gamma$ = 0.05", r"$\gamma$ = 0.3", r"$\gamma$ = 1", "lazy theory, from the kernel"]
     assert [label.split(":")[0] for label in labels[4:]] == ["lazy exponent predicted", "rich exponent predicted"]
-    assert calls[-1] == (72, 72)
+    assert calls[-1] == (3000, 3000)
     assert [done for done, _ in calls] == sorted(done for done, _ in calls)
     curves = [curve for curve in data.panel("a") if curve.kind == "simulation"]
     assert [curve.parameters["gamma"] for curve in curves] == [0.05, 0.3, 1.0]
@@ -625,7 +625,7 @@ def test_figures(torch, text, monkeypatch):
 def test_all_figures_are_made_without_torch_but_those_that_need_it(tmp_path, monkeypatch):
     made = []
 
-    def write(name, out, quick, seed, progress):
+    def write(name, out, quick, seed, progress, checkpoints):
         if name in ("6", "9"):
             raise BackendUnavailableError("deep networks need PyTorch: pip install 'scalefield[nn]'")
         made.append(name)

@@ -245,7 +245,7 @@ def test_all_are_made_and_the_finished_ones_stay(tmp_path, eleven, monkeypatch):
     """Ctrl-C in the second of all: the first is on disk, exit code 130."""
     made = []
 
-    def write(name, out, quick, seed, progress):
+    def write(name, out, quick, seed, progress, checkpoints):
         made.append((name, quick, seed))
         if len(made) == 2:
             raise KeyboardInterrupt
@@ -291,7 +291,7 @@ def test_errors_are_one_line(arguments, message, tmp_path, capsys, monkeypatch):
 
 
 def test_unwritable_folder_is_refused_before_anything_is_computed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("scalefield.figures.write", lambda *_: pytest.fail("results would have been lost"))
+    monkeypatch.setattr("scalefield.figures.write", lambda *_, **__: pytest.fail("results would have been lost"))
     monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
     with pytest.raises(SystemExit) as stop:
         cli.main(["figure", "11", "--out", str(tmp_path)])

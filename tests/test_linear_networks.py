@@ -457,13 +457,14 @@ def test_bad_flows(arguments, error, message):
 def small_figures():
     """Figures 12 and 13 with three short runs of fewer modes a curve, of small population steps at a large width."""
 
-    def few(beta, gamma, quick, seed, statistics=(), n_records=60):
+    def few(case, quick, seed, checkpoint, progress, statistics=(), n_records=60):
+        beta, gamma = case
         task = sf.PowerLawSpectrum(figure_12.ALPHA, beta, n_modes=32)
         beyond = sf.PowerLawSpectrum(figure_12.ALPHA, beta).total_target_power - task.total_target_power
         steps = np.unique(np.rint(np.geomspace(1.0, 1600, 20)))
         return train_linear_network(
             task, 30_000, gamma, 0.005, math.inf, 1600, 3, seed, record=steps, statistics=statistics,
-            label_noise=math.sqrt(beyond),
+            label_noise=math.sqrt(beyond), checkpoint=checkpoint, progress=progress,
         )  # fmt: skip
 
     with pytest.MonkeyPatch.context() as patch:

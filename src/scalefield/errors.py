@@ -39,7 +39,7 @@ class DivergenceError(ScalefieldError, ArithmeticError):
     ----------
     step : int
         First step whose loss is not finite (or exceeds the divergence threshold).
-    partial : DMFTSolution or Simulation or None
+    partial : result or None
         What was computed before that step.
     """
 
@@ -60,7 +60,7 @@ class Interrupted(KeyboardInterrupt):
 
     Attributes
     ----------
-    partial : DMFTSolution or Simulation or None
+    partial : result or None
         What was computed before the interruption.
     """
 

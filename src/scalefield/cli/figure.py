@@ -32,7 +32,13 @@ __all__ = ["figure"]
 )
 @click.option("--quick", is_flag=True, help="Fewer runs, sizes and decades: seconds instead of minutes.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the simulations.")
-def figure(names: tuple[str, ...], out: Path, quick: bool, seed: int) -> int:
+@click.option(
+    "--checkpoints",
+    type=click.Path(path_type=Path),
+    help="Folder where figures of trained networks (5, 6, 9, 12, 13) keep their state: after an interruption the same "
+    "command goes on.",
+)
+def figure(names: tuple[str, ...], out: Path, quick: bool, seed: int, checkpoints: Path | None) -> int:
     """Regenerate figures of the paper (arXiv:2409.17858): a picture and a .csv each.
 
     NAME is the number of a figure, or all. The .csv has every point drawn, with the exponents predicted and measured;
@@ -42,6 +48,7 @@ def figure(names: tuple[str, ...], out: Path, quick: bool, seed: int) -> int:
     Examples:
       scalefield figure 11
       scalefield figure 1 2 --quick --out figures
+      scalefield figure 5 --checkpoints figure-5
       scalefield figure all
     """  # noqa: D301
     from rich.console import Console
@@ -53,6 +60,8 @@ def figure(names: tuple[str, ...], out: Path, quick: bool, seed: int) -> int:
         raise ValueError(f"seed must be an integer of at least 0, got {seed}")
     wanted = list(figures.FIGURES) if "all" in names else list(dict.fromkeys(names))
     make_folder(out)
+    if checkpoints is not None:
+        make_folder(checkpoints)
 
     console, errors = Console(), Console(stderr=True)
     finished: list[str] = []
@@ -62,9 +71,13 @@ def figure(names: tuple[str, ...], out: Path, quick: bool, seed: int) -> int:
             warnings.simplefilter("always")
             try:
                 with progress_bars(errors) as bar:
-                    data = figures.write(name, out, quick, seed, bar(f"figure {name}", 1))
+                    data = figures.write(
+                        name, out, quick, seed, bar(f"figure {name}", 1), checkpoints=checkpoints
+                    )  # fmt: skip
             except KeyboardInterrupt:
                 told = f"; written before: {', '.join(finished)}" if finished else ""
+                if checkpoints is not None and name in figures.TRAINED:
+                    told += f"; the same command goes on from {checkpoints}"
                 errors.print(f"scalefield: interrupted in figure {name}{told}", soft_wrap=True, highlight=False)
                 return 130
             except BackendUnavailableError as error:

@@ -174,9 +174,7 @@ def _of_stream(stream: ImageStream, path: Path, options: dict[str, Any]) -> tupl
     return _of_images(images, labels, len(stream.classes), options, f"{path}")
 
 
-def _of_images(
-    images: Any, labels: Any, n_classes: int, options: dict[str, Any], name: str
-) -> tuple[Spectrum, str]:
+def _of_images(images: Any, labels: Any, n_classes: int, options: dict[str, Any], name: str) -> tuple[Spectrum, str]:
     target = datasets.class_targets(labels, options["target"] or "one-hot", n_classes)
     gram = _network(options).gram(datasets.preprocess(images))
     return _from_kernel(gram, target, options), f"{name}: {_name(options)}, {len(labels)} images"

@@ -18,7 +18,7 @@ from scalefield._progress import Progress
 from scalefield._validate import as_flag, as_seed
 from scalefield.figures._base import Curve, FigureData
 
-__all__ = ["FIGURES", "Curve", "FigureData", "write"]
+__all__ = ["FIGURES", "TRAINED", "Curve", "FigureData", "write"]
 
 # Imported when asked for.
 FIGURES = MappingProxyType(
@@ -37,6 +37,8 @@ FIGURES = MappingProxyType(
         "13": "scalefield.figures.figure_13",
     }
 )
+# Those of trained networks, which keep checkpoints.
+TRAINED = frozenset({"5", "6", "9", "12", "13"})
 
 
 def write(
@@ -45,6 +47,8 @@ def write(
     quick: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
+    *,
+    checkpoints: str | os.PathLike[str] | None = None,
 ) -> FigureData:
     """Compute a figure of the paper and write figure-NAME.png and figure-NAME.csv.
 
@@ -60,6 +64,9 @@ def write(
         Seed of what is simulated; the same seed gives the same .csv.
     progress : callable, optional
         Called as ``progress(done, total)``.
+    checkpoints : path, optional
+        Folder, made if absent, for checkpoints of the figures whose networks are trained for minutes: `TRAINED`. The
+        same call goes on from them, and draws again without training once they are finished. Others keep nothing.
 
     Returns
     -------
@@ -70,6 +77,8 @@ def write(
     ------
     ValueError
         For a name that is not a figure, or a seed out of range.
+    ScalefieldError
+        If a checkpoint is damaged or belongs to another call, of another seed.
     OSError
         If the files cannot be written.
 
@@ -93,7 +102,11 @@ def write(
     quick, seed = as_flag("quick", quick), as_seed("seed", seed)
     module: Any = import_module(FIGURES[name])
     folder.mkdir(parents=True, exist_ok=True)
-    data: FigureData = module.compute(quick, seed, progress)
+    kept: dict[str, Path] = {}
+    if checkpoints is not None and name in TRAINED:
+        kept["checkpoints"] = Path(checkpoints)
+        kept["checkpoints"].mkdir(parents=True, exist_ok=True)
+    data: FigureData = module.compute(quick, seed, progress, **kept)
     # Drawn before anything is written: both files are there, or neither.
     picture = module.draw(data)
     with atomic_write(folder / f"figure-{name}.csv") as stream:

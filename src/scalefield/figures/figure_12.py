@@ -8,6 +8,8 @@ they are noise on the labels, and their power is a part of the loss.
 from __future__ import annotations
 
 import math
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +25,7 @@ from scalefield.figures._base import (
     make_panels,
     power_law_guide,
 )
+from scalefield.figures._trainings import train_all
 from scalefield.networks import LinearNetworkRuns, solve_linear_network_flow, train_linear_network
 from scalefield.plot import BAND
 from scalefield.scaling import fit_power_law, time_exponent
@@ -48,9 +51,21 @@ LATE_STEP, LIMIT = 1e7, 1e12
 
 
 def train(
-    beta: float, gamma: float, quick: bool, seed: int, statistics: tuple[str, ...] = (), n_records: int = 60
+    case: tuple[float, float],
+    /,
+    *,
+    quick: bool,
+    seed: int,
+    checkpoint: Path | None,
+    progress: Progress,
+    statistics: tuple[str, ...] = (),
+    n_records: int = 60,
 ) -> LinearNetworkRuns:
-    """Runs of figures 12 and 13; their `label_noise` is the root of the power beyond the modes trained."""
+    """Runs of figures 12 and 13 for a beta and a gamma.
+
+    Their `label_noise` is the root of the power beyond the modes trained.
+    """
+    beta, gamma = case
     n_steps, n_modes, n_runs = (3000, 128, 4) if quick else (30_000, 256, 6)
     steps = np.geomspace(10.0, n_steps, 200)
     flow = solve_linear_network_flow(PowerLawSpectrum(ALPHA, beta), gamma, LEARNING_RATE * steps)
@@ -70,18 +85,23 @@ def train(
         record=record,
         statistics=statistics,
         label_noise=math.sqrt(beyond),
+        checkpoint=checkpoint,
+        progress=progress,
     )
 
 
-def compute(quick: bool = False, seed: int = 0, progress: Progress | None = None) -> FigureData:
+def compute(
+    quick: bool = False, seed: int = 0, progress: Progress | None = None, checkpoints: Path | None = None
+) -> FigureData:
     """Loss curves of runs and flow, exponents over tasks, and local exponents of flow."""
     more = (0.25, 0.75) if quick else (0.25, 0.375, 0.75, 0.875)
     tasks = [(beta, gamma) for beta in (HARD, EASY) for gamma in GAMMAS]
     tasks += [(beta, gamma) for beta in more for gamma in (0.0, RICHEST)]
     curves, points = [], []
     last = 0.0
-    for index, (beta, gamma) in enumerate(tasks):
-        runs = train(beta, gamma, quick, seed)
+    name = f"figure-12{'-quick' if quick else ''}"
+    trained = train_all(tasks, partial(train, quick=quick, seed=seed), progress, checkpoints, name)
+    for (beta, gamma), runs in trained.items():
         window = (0.1 * runs.n_steps, float(runs.n_steps))
         runs_curve, point = _measure(runs, beta, gamma, window)
         last = max(last, window[1])
@@ -89,8 +109,6 @@ def compute(quick: bool = False, seed: int = 0, progress: Progress | None = None
             curves += [runs_curve, _theory(beta, gamma)]
         if gamma in (0.0, RICHEST):
             points.append(point)
-        if progress is not None:
-            progress(index + 1, len(tasks))
     for panel, beta in (("a", HARD), ("b", EASY)):
         curves += _guides(panel, beta, last)
     curves += points + _exponents() + _local_exponents()
@@ -129,9 +147,7 @@ def _flow_exponent(beta: float, gamma: float, steps: Array) -> float:
     return fit_power_law(steps, flow.loss, window=None).exponent
 
 
-def _measure(
-    runs: LinearNetworkRuns, beta: float, gamma: float, window: tuple[float, float]
-) -> tuple[Curve, Curve]:
+def _measure(runs: LinearNetworkRuns, beta: float, gamma: float, window: tuple[float, float]) -> tuple[Curve, Curve]:
     """The curve of the mean loss, and a point of panel c."""
     predicted = time_exponent(beta, gamma > 0.0)
     inside = (runs.steps >= window[0]) & (runs.steps <= window[1])

@@ -6,6 +6,8 @@ Below, how far the kernel moves (Definition A of Appendix H) and how it aligns w
 from __future__ import annotations
 
 import math
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 
 from scalefield._progress import Progress
 from scalefield.figures._base import COLOURS, Curve, FigureData, draw_guide, make_panels, math_text
+from scalefield.figures._trainings import train_all
 from scalefield.figures.figure_12 import (
     ALPHA,
     BATCH_SIZE,
@@ -45,18 +48,19 @@ _NOTED = 0.001
 _READOUT, _SPIKE = ("readout_norm", "|w|^2/N"), ("spike", "spike of A^T A/N")
 
 
-def compute(quick: bool = False, seed: int = 0, progress: Progress | None = None) -> FigureData:
+def compute(
+    quick: bool = False, seed: int = 0, progress: Progress | None = None, checkpoints: Path | None = None
+) -> FigureData:
     """|w|^2/N, the spike, distance and alignment of kernels over training."""
     tasks = [(beta, gamma) for beta in (HARD, EASY) for gamma in GAMMAS]
     curves: list[Curve] = []
     last = 1.0
-    for index, (beta, gamma) in enumerate(tasks):
-        runs = train(beta, gamma, quick, seed, STATISTICS, _RECORDS)
+    name = f"figure-13{'-quick' if quick else ''}"
+    one = partial(train, quick=quick, seed=seed, statistics=STATISTICS, n_records=_RECORDS)
+    for (beta, gamma), runs in train_all(tasks, one, progress, checkpoints, name).items():
         last = max(last, float(runs.n_steps))
         curves += _growth(runs, beta, gamma)
         curves += _features(runs, beta, gamma)
-        if progress is not None:
-            progress(index + 1, len(tasks))
     power = growth_exponent(HARD)
     flow = solve_linear_network_flow(PowerLawSpectrum(ALPHA, HARD), RICHEST, [LEARNING_RATE * 10.0 * last])
     curves.append(

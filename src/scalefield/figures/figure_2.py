@@ -90,9 +90,7 @@ def _infinite_width(panel: str, beta: float, last_time: float, tasks: Tasks) -> 
 def _finite_widths(
     panel: str, beta: float, widths: tuple[int, ...], n_steps: int, n_runs: int, seed: int, tasks: Tasks
 ) -> list[Curve]:
-    models = [
-        Model(truncated(ALPHA, beta), width=width, gamma=GAMMA, learning_rate=LEARNING_RATE) for width in widths
-    ]
+    models = [Model(truncated(ALPHA, beta), width=width, gamma=GAMMA, learning_rate=LEARNING_RATE) for width in widths]
     curves = compare(panel, "N = {model.width}", models, n_steps, n_runs, seed, tasks)
     chi = time_exponent(beta, True)
     why = (

@@ -46,9 +46,7 @@ def compute(quick: bool = False, seed: int = 0, progress: Progress | None = None
     curves: list[Curve] = []
     for panel, (alpha, beta) in (("a", HARD), ("b", SUPER_EASY)):
         models = [
-            Model(
-                truncated(alpha, beta), width=width, gamma=GAMMA, learning_rate=LEARNING_RATE, batch_size=batch
-            )
+            Model(truncated(alpha, beta), width=width, gamma=GAMMA, learning_rate=LEARNING_RATE, batch_size=batch)
             for batch in batches
         ]
         curves += compare(panel, "B = {model.batch_size}", models, n_steps, n_runs, seed, tasks)
@@ -84,9 +82,7 @@ def _hard(curve: Curve) -> Curve:
 
 def _guides(curves: list[Curve], n_steps: int) -> list[Curve]:
     """Slopes beside the curves; those of panel b with the exponents of single terms, measured far out."""
-    theories = {
-        (curve.panel, curve.parameters["batch_size"]): curve for curve in curves if curve.kind == "theory"
-    }
+    theories = {(curve.panel, curve.parameters["batch_size"]): curve for curve in curves if curve.kind == "theory"}
 
     def at(panel: str, batch: float, step: float, factor: float) -> tuple[float, float]:
         curve = theories[panel, batch]

@@ -6,6 +6,7 @@ Richness, sizes, learning rates and windows follow the rules below, none of whic
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from scalefield._progress import Progress
 from scalefield.figures._base import COLOURS, Curve, FigureData, make_panels, math_text, power_law_guide
+from scalefield.figures._trainings import train_all
 from scalefield.flow import solve_gradient_flow
 from scalefield.model import Model
 from scalefield.networks import CircleTask, MultilayerTraining, train_multilayer
@@ -46,7 +48,9 @@ KERNEL_POINTS = 64
 LINEARISED_POINTS = 512
 
 
-def compute(quick: bool = False, seed: int = 0, progress: Progress | None = None) -> FigureData:
+def compute(
+    quick: bool = False, seed: int = 0, progress: Progress | None = None, checkpoints: Path | None = None
+) -> FigureData:
     """Train the networks, and what theory says of each.
 
     Quick: width 256, 8,000 steps, 3 seeds; else width 512, 20,000 steps, 4 seeds.
@@ -54,16 +58,13 @@ def compute(quick: bool = False, seed: int = 0, progress: Progress | None = None
     width, n_steps, n_seeds = (256, 8_000, 3) if quick else (512, 20_000, 4)
     architectures = list(dict.fromkeys([(q, 1.0) for q in TASKS] + [(FIXED, power) for power in POWERS]))
     runs = [(q, power, RICH) for q, power in architectures] + [(q, 1.0, LAZY) for q in COMPARED]
-    measured: dict[tuple[float, float, float], _Measured] = {}
-    for index, (q, power, gamma) in enumerate(runs):
-        task = CircleTask(q)
-        rich = gamma == RICH
 
-        def report(done: int, total: int, first: int = index) -> None:
-            if progress is not None:
-                progress(first * total + done, len(runs) * total)
-
-        training = train_multilayer(
+    def train(
+        case: tuple[float, float, float], /, *, checkpoint: Path | None, progress: Progress
+    ) -> MultilayerTraining:
+        q, power, gamma = case
+        task, rich = CircleTask(q), gamma == RICH
+        return train_multilayer(
             task,
             depth=DEPTH,
             width=width,
@@ -78,10 +79,12 @@ def compute(quick: bool = False, seed: int = 0, progress: Progress | None = None
             # The lazy kernel is wanted at many angles, and hardly moves.
             kernel_steps=None if rich else np.array([0, n_steps]),
             dtype="float32" if rich else "float64",
-            progress=report,
+            checkpoint=checkpoint,
+            progress=progress,
         )
-        measured[q, power, gamma] = _Measured(training)
 
+    trained = train_all(runs, train, progress, checkpoints, f"figure-5-width-{width}")
+    measured = {case: _Measured(training) for case, training in trained.items()}
     curves: list[Curve] = []
     for q in TASKS:
         curves += _learning_curve("a", f"q = {q:g}", measured[q, 1.0, RICH])

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from scalefield import datasets
 from scalefield._progress import Progress
 from scalefield.errors import KernelWarning
 from scalefield.figures._base import Curve, FigureData, draw_curves, make_panels, power_law_guide
+from scalefield.figures._trainings import train_all
 from scalefield.kernels import KernelPrediction, predict
 from scalefield.networks import DeepNetworkRuns, train_vision_network, vision_kernel
 from scalefield.scaling import fit_power_law
@@ -54,6 +56,7 @@ def compute(
     data: ImageStream | None = None,
     architecture: str | None = None,
     device: str = "cpu",
+    checkpoints: Path | None = None,
 ) -> FigureData:
     """Train networks of three richnesses on the same streams, and predict their exponents.
 
@@ -71,6 +74,8 @@ def compute(
         By default "residual" for images in colour, else "cnn".
     device : {"cpu", "cuda"}
         Passed to PyTorch.
+    checkpoints : Path, optional
+        Folder for checkpoints of the trainings.
 
     Returns
     -------
@@ -92,21 +97,15 @@ def compute(
         warnings.simplefilter("always", KernelWarning)
         prediction = predict(kernel, targets, times=_LEARNING_RATE * np.geomspace(1.0, size["n_steps"], 60))
     bends = "; ".join(str(item.message) for item in caught)
-    every: list[DeepNetworkRuns] = []
-    total = len(_GAMMAS) * size["n_runs"] * size["n_steps"]
-    for index, gamma in enumerate(_GAMMAS):
 
-        def report(done: int, _: int, before: int = index * total // len(_GAMMAS)) -> None:
-            if progress is not None:
-                progress(before + done, total)
-
-        every.append(
-            train_vision_network(
-                architecture, size["width"], gamma, _LEARNING_RATE, _BATCH_SIZE, size["n_steps"], size["n_runs"], seed,
-                data=data, target=target, n_test=size["n_test"], n_probe=size["n_probe"], dtype="float32",
-                device=device, progress=report,
-            )
+    def train(gamma: float, /, *, checkpoint: Path | None, progress: Progress) -> DeepNetworkRuns:
+        return train_vision_network(
+            architecture, size["width"], gamma, _LEARNING_RATE, _BATCH_SIZE, size["n_steps"], size["n_runs"], seed,
+            data=data, target=target, n_test=size["n_test"], n_probe=size["n_probe"], dtype="float32", device=device,
+            checkpoint=checkpoint, progress=progress,
         )  # fmt: skip
+
+    every = list(train_all(_GAMMAS, train, progress, checkpoints, f"figure-6-width-{size['width']}").values())
     curves = _loss_curves(every, prediction, bends)
     for panel in ("b", "c"):
         curves += feature_curves(panel, every)

@@ -11,12 +11,14 @@ chi(beta) = 2 beta/(1 + beta), nearly twice it, in the rich one.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from scalefield._progress import Progress
 from scalefield.figures._base import FigureData, draw_curves, make_panels, power_law_guide
+from scalefield.figures._trainings import train_all
 from scalefield.figures.figure_6 import label_values, loss_curve
 from scalefield.networks import DeepNetworkRuns, train_language_model
 from scalefield.scaling import time_exponent
@@ -42,6 +44,7 @@ def compute(
     *,
     corpus: str | os.PathLike[str] | None = None,
     device: str = "cpu",
+    checkpoints: Path | None = None,
 ) -> FigureData:
     """Train transformers of three richnesses on the same streams.
 
@@ -57,6 +60,8 @@ def compute(
         A text; by default what SCALEFIELD_TEXT names, and Python's sources if it names nothing.
     device : {"cpu", "cuda"}
         Passed to PyTorch.
+    checkpoints : Path, optional
+        Folder for checkpoints of the trainings.
 
     Returns
     -------
@@ -66,21 +71,15 @@ def compute(
     """
     size = _QUICK if quick else _FULL
     source = corpus if corpus is not None else os.environ.get(TEXT) or None
-    every: list[DeepNetworkRuns] = []
-    total = len(_GAMMAS) * size["n_runs"] * size["n_steps"]
-    for index, gamma in enumerate(_GAMMAS):
 
-        def report(done: int, _: int, before: int = index * total // len(_GAMMAS)) -> None:
-            if progress is not None:
-                progress(before + done, total)
-
-        every.append(
-            train_language_model(
-                size["width"], gamma, _LEARNING_RATE, _BATCH_SIZE, size["n_steps"], size["n_runs"], seed,
-                context=size["context"], corpus=source, n_test=size["n_test"], dtype="float32", device=device,
-                progress=report,
-            )
+    def train(gamma: float, /, *, checkpoint: Path | None, progress: Progress) -> DeepNetworkRuns:
+        return train_language_model(
+            size["width"], gamma, _LEARNING_RATE, _BATCH_SIZE, size["n_steps"], size["n_runs"], seed,
+            context=size["context"], corpus=source, n_test=size["n_test"], dtype="float32", device=device,
+            checkpoint=checkpoint, progress=progress,
         )  # fmt: skip
+
+    every = list(train_all(_GAMMAS, train, progress, checkpoints, f"figure-9-width-{size['width']}").values())
     lazy = loss_curve(every[0], None, "").measured_exponent
     rich = time_exponent(lazy, True) if lazy is not None and lazy > 0.0 else None
     why = " from the lazy one, which assumes a loss that ends at 0"
