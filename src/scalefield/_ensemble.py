@@ -85,8 +85,11 @@ class Worker(Protocol):
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Take another state, of the run that was started last."""
 
-    def observe(self, run: int, step: int) -> bool:
-        """Record the state at a step that asks for it; False if stopped."""
+    def observe(self, run: int, step: int) -> tuple[int, float]:
+        """Record the state at a step that asks for it.
+
+        Returns the status; and at a divergence the loss.
+        """
 
     def advance(self, run: int, t_first: int, t_last: int) -> tuple[int, int, float]:
         """Record what steps t_first..t_last-1 begin with, and take those before the last step, n_steps.
@@ -290,18 +293,16 @@ class Ensemble:
             t_end = min(t + self.chunk, self._last_step + 1)
             place = int(np.searchsorted(self._stops, t))
             if place < self._stops.size and self._stops[place] == t:
-                if not worker.observe(run, t):
+                status, loss = worker.observe(run, t)
+                if status != OK:
+                    self._end(run, status, t, loss)
                     return
                 place += 1
             if place < self._stops.size:
                 t_end = min(t_end, int(self._stops[place]))
             status, step, loss = worker.advance(run, t, t_end)
-            if status == STOPPED:
-                return
-            if status == DIVERGED:
-                with self._lock:
-                    self.divergences[run] = (step, loss)
-                    self._last_step = min(self._last_step, step)
+            if status != OK:
+                self._end(run, status, step, loss)
                 return
             t = t_end
             self._steps_done[run] = min(t, self.n_steps)
@@ -313,6 +314,13 @@ class Ensemble:
         with self._lock:
             self.finished[run] = t > self.n_steps
             self._published.pop(run, None)
+
+    def _end(self, run: int, status: int, step: int, loss: float) -> None:
+        """Note a run that goes no further."""
+        if status == DIVERGED:
+            with self._lock:
+                self.divergences[run] = (step, loss)
+                self._last_step = min(self._last_step, step)
 
 
 class Engine(Protocol):
@@ -367,12 +375,12 @@ class Recorder:
         for name, array in self.state.items():
             array[...] = state[name]
 
-    def observe(self, run: int, step: int) -> bool:
+    def observe(self, run: int, step: int) -> tuple[int, float]:
         """See `Worker`."""
         place = int(np.searchsorted(self._steps, step))
         for name, value in self.engine.observe().items():
             self._arrays[name][run, place] = value
-        return True
+        return OK, math.nan
 
     def advance(self, run: int, t_first: int, t_last: int) -> tuple[int, int, float]:
         """See `Worker`."""

@@ -44,7 +44,6 @@ _DIVERGED = 1e3
 _CHUNK_STEPS = 5
 # Log-spaced steps whose loss, and whose kernel, is recorded beside step 0.
 _LOG_STEPS, _PROBE_STEPS = 64, 12
-_NO_STEPS = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,7 @@ class Recipe:
         n_steps = as_count("n_steps", n_steps)
         steps = recorded_steps(record, n_steps, few_steps(n_steps, _LOG_STEPS))
         n_probe = as_count("n_probe", n_probe, minimum=0)
-        probe_steps = _NO_STEPS
+        probe_steps = np.zeros(0, dtype=np.int64)
         if n_probe:
             chosen = few_steps(n_steps, _PROBE_STEPS) if probe_record is None else probe_record
             probe_steps = as_steps("probe_record", chosen, n_steps)
@@ -218,7 +217,8 @@ class Training:
         }
         self.stop = np.zeros(1, dtype=np.uint8)
         store = None if file is None else Checkpoint(file, "training", self.describe())
-        self.ensemble = Ensemble(recipe.n_steps, arrays, self.worker, _CHUNK_STEPS, _NO_STEPS, self.stop, store)
+        stops = np.union1d(recipe.steps, recipe.probe_steps)
+        self.ensemble = Ensemble(recipe.n_steps, arrays, self.worker, _CHUNK_STEPS, stops, self.stop, store)
 
     def worker(self) -> Worker:
         """One thread's network."""
@@ -368,29 +368,21 @@ class Worker:
         for name, value in self.parameters.items():
             value.copy_(self.training.torch.from_numpy(state[name]))
 
-    def observe(self, run: int, step: int) -> bool:
-        """All is recorded by `advance`, where a divergence can be told."""
-        raise NotImplementedError
-
     def advance(self, run: int, t_first: int, t_last: int) -> tuple[int, int, float]:
-        """Record what steps t_first..t_last-1 begin with, and take those before the last step."""
+        """Take steps t_first..t_last-1, those before the last step: status and step."""
         training, recipe = self.training, self.training.recipe
         if (run, t_first) != (self._run, self._next):
             sources = Sources(training.torch, recipe.seed, run)
             self._batches = training.problem.batches(recipe.batch_size, sources, t_first)
-        for step in range(t_first, t_last):
+        for step in range(t_first, min(t_last, recipe.n_steps)):
             if self.stop[0]:
                 return STOPPED, step, math.nan
-            loss = self._record(run, step)
-            if loss is not None:
-                return DIVERGED, step, loss
-            if step < recipe.n_steps:
-                training.step(self.parameters, self.initial, *training.moved(*next(self._batches)))
+            training.step(self.parameters, self.initial, *training.moved(*next(self._batches)))
         self._run, self._next = run, t_last
         return OK, t_last, math.nan
 
-    def _record(self, run: int, step: int) -> float | None:
-        """Record what is wanted at a step; the loss if it has diverged."""
+    def observe(self, run: int, step: int) -> tuple[int, float]:
+        """Record the kernel and the losses, whichever are wanted at a step: status, and the loss if it has diverged."""
         training, recipe, arrays = self.training, self.training.recipe, self.training.ensemble.arrays
         place = int(np.searchsorted(recipe.probe_steps, step))
         if place < recipe.probe_steps.size and recipe.probe_steps[place] == step:
@@ -398,15 +390,14 @@ class Worker:
             kernel = empirical_kernel(training.torch, training.problem, self.parameters, inputs)
             arrays["kernels"][run, place] = kernel
         place = int(np.searchsorted(recipe.steps, step))
-        if place == recipe.steps.size or recipe.steps[place] != step:
-            return None
-        loss = training.evaluate(self.parameters, training.test, self.centres[0])
-        first = loss if place == 0 else float(arrays["loss"][run, 0])
-        if not loss <= _DIVERGED * max(first, 1e-300) or math.isinf(loss):
-            return loss
-        arrays["loss"][run, place] = loss
-        arrays["stream_loss"][run, place] = training.evaluate(self.parameters, training.stream, self.centres[1])
-        return None
+        if place < recipe.steps.size and recipe.steps[place] == step:
+            loss = training.evaluate(self.parameters, training.test, self.centres[0])
+            first = loss if place == 0 else float(arrays["loss"][run, 0])
+            if not math.isfinite(loss) or loss > _DIVERGED * first:
+                return DIVERGED, loss
+            arrays["loss"][run, place] = loss
+            arrays["stream_loss"][run, place] = training.evaluate(self.parameters, training.stream, self.centres[1])
+        return OK, math.nan
 
 
 def initial_parameters(torch: Any, problem: Problem, recipe: Recipe, run: int) -> Parameters:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.special import gamma as gamma_function
 
 from scalefield._checkpoint import Checkpoint, CheckpointFile
-from scalefield._ensemble import DIVERGED, Ensemble, affordable_threads, chunk_steps
+from scalefield._ensemble import DIVERGED, OK, STOPPED, Ensemble, affordable_threads, chunk_steps
 from scalefield.networks.circle_results import MultilayerTraining
 from scalefield.networks.circle_task import CircleTask, native_kernels
 
@@ -203,19 +203,19 @@ class CircleWorker:
         # Products of BLAS need not be exactly symmetric.
         return np.asarray(0.5 * (kernel + kernel.T))
 
-    def observe(self, run: int, step: int) -> bool:
-        """Record the test loss and the kernel, whichever is wanted at a step; False if stopped."""
+    def observe(self, run: int, step: int) -> tuple[int, float]:
+        """Record the test loss and the kernel, whichever is wanted at a step: status, and nothing more."""
         plan = self.plan
         place = int(np.searchsorted(plan.steps, step))
         if place < plan.steps.size and plan.steps[place] == step:
             loss = self.test_loss()
             if loss is None:
-                return False
+                return STOPPED, math.nan
             self.arrays["loss"][run, place] = loss
         place = int(np.searchsorted(plan.kernel_steps, step))
         if place < plan.kernel_steps.size and plan.kernel_steps[place] == step:
             self.arrays["kernels"][run, place] = self.kernel()
-        return True
+        return OK, math.nan
 
     def advance(self, run: int, t_first: int, t_last: int) -> tuple[int, int, float]:
         """Take steps t_first..t_last-1, those before the last step: status, step, and the loss at a divergence."""
