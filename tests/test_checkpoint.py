@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -18,6 +16,7 @@ import numpy as np
 import pytest
 
 import scalefield as sf
+from killing import run_script
 from scalefield import _checkpoint as checkpoint_module
 from scalefield import _ensemble as ensemble
 from scalefield._checkpoint import Checkpoint
@@ -93,9 +92,10 @@ def leave_unfinished(path: Path, model: sf.Model, **call) -> None:
 # ---------------------------------------------------------------------------------------------------------- kill -9
 
 KILLED = """
-    import os, random, signal, sys, time
+    import os, signal, sys
     import numpy as np
     import scalefield as sf
+    from killing import kill_until_done
     from scalefield import _ensemble as ensemble
     from scalefield import _files
 
@@ -146,28 +146,9 @@ KILLED = """
                 os.replace = at_third_call(os.replace, after=die)
         found = sf.simulate(model, n_steps, **call, checkpoint=path, checkpoint_every=0.01)
         found.save(os.path.join(folder, "found.npz"))
-        os._exit(0)
 
-    # Compiled code is loaded once; a child is a copy of this process.
     sf.simulate(model, 2, **call)
-    moments, kills = random.Random(1), 0
-    for attempt in range(200):
-        process = os.fork()
-        if process == 0:
-            try:
-                child(attempt)
-            finally:
-                os._exit(1)
-        if at == "random":
-            # Later and later, so that a slow machine finishes too.
-            time.sleep(moments.uniform(0.02, 0.2) * (1.0 + attempt / 10))
-            os.kill(process, signal.SIGKILL)
-        status = os.waitpid(process, 0)[1]
-        if os.WIFSIGNALED(status):
-            kills += 1
-        else:
-            sys.exit(f"status {status}") if status else print(kills)
-            break
+    print(kill_until_done(child, at_random=at == "random"))
     sf.simulate(model, n_steps, **call).save(os.path.join(folder, "expected.npz"))
 """
 
@@ -180,18 +161,7 @@ def test_continues_after_kill(method, at, tmp_path):
 
     6 to 13 kills were counted.
     """
-    environment = {**os.environ, "SCALEFIELD_NUM_THREADS": "2"}
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(KILLED), method, str(tmp_path), at],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    # Fast machines finish after fewer kills, but not after none.
-    assert int(result.stdout) >= 3, result.stdout
+    run_script(KILLED, method, str(tmp_path), at)
     found, expected = (sf.Simulation.load(tmp_path / f"{name}.npz") for name in ("found", "expected"))
     assert found.model == expected.model
     for name in ("steps", "loss", "weight_norm", "spike", "alignment", "mode_errors"):

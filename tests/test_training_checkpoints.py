@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
-import sys
-import textwrap
 
 import pytest
 
 import scalefield as sf
 from interruptions import Pace, assert_equal, check_continuation
+from killing import run_script
 from scalefield.errors import DivergenceError, Interrupted, ScalefieldError, StabilityWarning
 from scalefield.networks import train_linear_network, train_multilayer
 from scalefield.networks.linear_training import STATISTICS
@@ -116,8 +114,9 @@ def test_divergence_after_an_interruption(tmp_path, pace):
 
 
 KILLED = """
-    import os, random, signal, sys, time
+    import os, sys
     import scalefield as sf
+    from killing import kill_until_done
     from scalefield import _ensemble as ensemble
     from scalefield.networks import circle_training
 
@@ -137,26 +136,13 @@ KILLED = """
             n_test=64, kernel_points=5, **more,
         )
 
-    # Compiled code is loaded once; a child is a copy of this process.
     train(2)
-    path, moments, kills = os.path.join(folder, "runs"), random.Random(1), 0
-    for attempt in range(200):
-        process = os.fork()
-        if process == 0:
-            try:
-                train(checkpoint=path, checkpoint_every=0.01).save(os.path.join(folder, "found.npz"))
-                os._exit(0)
-            finally:
-                os._exit(1)
-        # Later and later, so that a slow machine finishes too.
-        time.sleep(moments.uniform(0.02, 0.2) * (1.0 + attempt / 10))
-        os.kill(process, signal.SIGKILL)
-        status = os.waitpid(process, 0)[1]
-        if os.WIFSIGNALED(status):
-            kills += 1
-        else:
-            sys.exit(f"status {status}") if status else print(kills)
-            break
+    path = os.path.join(folder, "runs")
+
+    def child(attempt):
+        train(checkpoint=path, checkpoint_every=0.01).save(os.path.join(folder, "found.npz"))
+
+    print(kill_until_done(child))
     train().save(os.path.join(folder, "expected.npz"))
 """
 
@@ -165,16 +151,6 @@ KILLED = """
 @pytest.mark.parametrize("kind", ["linear", "circle"])
 def test_continues_after_kill(kind, tmp_path):
     """SIGKILL at random moments, 0.02 to 0.2 s and more after the start, until it ends."""
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(KILLED), kind, str(tmp_path)],
-        env={**os.environ, "SCALEFIELD_NUM_THREADS": "2"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    # Fast machines finish after fewer kills, but not after none.
-    assert int(result.stdout) >= 3, result.stdout
+    run_script(KILLED, kind, str(tmp_path))
     made = sf.networks.LinearNetworkRuns if kind == "linear" else sf.networks.MultilayerTraining
     assert_equal(*(made.load(tmp_path / f"{name}.npz") for name in ("found", "expected")))
