@@ -384,9 +384,9 @@ def test_checkpoints_of_other_calls_are_refused(torch, tmp_path):
     path = tmp_path / "runs"
     small(checkpoint=path)
     same(small(n_runs=2, checkpoint=path), small(n_runs=2))
-    with pytest.raises(ScalefieldError, match=r"another training, with gamma 1\.0 instead of 2\.0"):
+    with pytest.raises(ScalefieldError, match=r"another training with PyTorch, with gamma 1\.0 instead of 2\.0"):
         small(n_runs=2, checkpoint=path, gamma=2.0)
-    with pytest.raises(ScalefieldError, match=r"another training, with noise 0\.1 instead of 0\.2"):
+    with pytest.raises(ScalefieldError, match=r"another training with PyTorch, with noise 0\.1 instead of 0\.2"):
         small(n_runs=2, checkpoint=path, noise=0.2)
 
 

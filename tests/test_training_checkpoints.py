@@ -79,10 +79,10 @@ def test_more_runs_may_be_asked_for_and_nothing_else(call, tmp_path):
         ({"record": [0, 100]}, "record"),
         ({"learning_rate": 0.01}, "learning_rate"),
     ):
-        with pytest.raises(ScalefieldError, match=f"checkpoint of another training, with .*{message}"):
+        with pytest.raises(ScalefieldError, match=f"checkpoint of another training .*, with .*{message}"):
             train(3, **changes, checkpoint=path)
     # Nor one of another kind.
-    with pytest.raises(ScalefieldError, match=r"with kind 'training' instead of 'simulation'"):
+    with pytest.raises(ScalefieldError, match=r"with kind 'training .*' instead of 'simulation'"):
         sf.simulate(sf.Model(TASK, 4, batch_size=2), 10, checkpoint=path, seed=7)
     assert path.read_bytes() == stored
     with pytest.raises(FileNotFoundError):

@@ -216,7 +216,7 @@ class Training:
             "kernels": np.full(kernels, np.nan),
         }
         self.stop = np.zeros(1, dtype=np.uint8)
-        store = None if file is None else Checkpoint(file, "training", self.describe())
+        store = None if file is None else Checkpoint(file, "training with PyTorch", self.describe())
         stops = np.union1d(recipe.steps, recipe.probe_steps)
         self.ensemble = Ensemble(recipe.n_steps, arrays, self.worker, _CHUNK_STEPS, stops, self.stop, store)
 

@@ -254,7 +254,7 @@ class Training:
         # Made here, not by several threads.
         _ = plan.task.spread_coefficients
         self.stop = np.zeros(1, dtype=np.uint8)
-        store = None if file is None else Checkpoint(file, "training", plan.describe())
+        store = None if file is None else Checkpoint(file, "training on the circle", plan.describe())
         stops = np.union1d(plan.steps, plan.kernel_steps)
         self.ensemble = Ensemble(plan.n_steps, arrays, self._worker, plan.chunk, stops, self.stop, store)
 

@@ -113,7 +113,7 @@ class Training:
             arrays[name] = np.full((*shape, size) if name == "singular_values" else shape, np.nan)
         self.stop = np.zeros(1, dtype=np.uint8)
         stops = plan.steps if plan.statistics else plan.steps[:0]
-        store = None if file is None else Checkpoint(file, "training", plan.describe())
+        store = None if file is None else Checkpoint(file, "training of linear networks", plan.describe())
         self.ensemble = Ensemble(plan.n_steps, arrays, self._worker, self.chunk, stops, self.stop, store)
 
     def _worker(self) -> Recorder:
