@@ -307,16 +307,18 @@ def _in_log_time(
         from scalefield._native.closure_drift import DIVERGED, OK, march_balanced
 
         records = np.zeros((3, late.size))
-        status, count = march_balanced(
-            s,
-            power,
-            x,
-            weights,
-            model.learning_rate,
-            model.gamma,
-            model.inverse_batch_size,
-            model.label_noise**2,
-            nodes.atom,
+        status, count, _ = march_balanced(
+            (
+                s,
+                power,
+                x,
+                weights,
+                model.learning_rate,
+                model.gamma,
+                model.inverse_batch_size,
+                model.label_noise**2,
+                nodes.atom,
+            ),
             model.largest_loss,
             _RICH_RTOL,
             unlearned,
