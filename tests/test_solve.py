@@ -127,13 +127,13 @@ def test_order_zero_in_logarithmic_time(width, gamma, batch_size, label_noise):
 @pytest.fixture
 def balanced_runs(monkeypatch):
     """Of the runs of order 0 in log time: what they were of, and how often they evaluated their equations."""
-    from scalefield._native import closure_drift
+    from scalefield._native import closure_drift, closure_steps
 
     runs, march = [], closure_drift.march_balanced
 
     def recorded(run, *arguments):
         status, count, evaluations = march(run, *arguments)
-        runs.append((run, evaluations))
+        runs.append((closure_steps.ClosureRun(*run), evaluations))
         return status, count, evaluations
 
     monkeypatch.setattr(closure_drift, "march_balanced", recorded)
@@ -165,19 +165,20 @@ def test_log_time_ends_where_a_step_changes_nothing(balanced_runs, width, gamma,
     q = (solution.kernel_scale[0] - 1.0) / gamma
     noise = solution.loss[0] / batch_size
     with mpmath.workdps(40):
-        s, power, x, weights = ([mpmath.mpf(float(value)) for value in array] for array in run[:4])
-        eta, atom = mpmath.mpf(learning_rate), mpmath.mpf(run[8])
+        arrays = (run.eigenvalues, run.power, run.noise_eigenvalues, run.noise_weights, run.noise_gain)
+        s, power, x, weights, gain = ([mpmath.mpf(float(value)) for value in array] for array in arrays)
+        eta, atom = mpmath.mpf(learning_rate), mpmath.mpf(run.atom)
 
         def state(q, b, noise):
             a = (1 + gamma * q) * (1 + eta * b)
             w = [-b / (a * node - b) for node in s]
             variance = [eta**2 * a**2 * node * noise / (1 - (1 + eta * b - eta * a * node) ** 2) for node in x]
-            means, noises = list(zip(power, s, w, strict=True)), list(zip(weights, x, variance, strict=True))
-            from_noise = mpmath.fsum(r * node * v for r, node, v in noises)
+            means, noises = list(zip(power, s, w, strict=True)), list(zip(weights, gain, variance, strict=True))
+            from_noise = mpmath.fsum(r * v for r, _, v in noises)
             c = mpmath.fsum(p * u * (1 - u) for p, _, u in means) - from_noise
             loss = mpmath.fsum(p * u**2 for p, _, u in means) + atom + from_noise
             spread = mpmath.fsum(p * node * u**2 for p, node, u in means)
-            spread += mpmath.fsum(r * node * (node * v + noise) for r, node, v in noises)
+            spread += mpmath.fsum(g * v + r * noise for r, g, v in noises)
             return c, loss, spread + b * c
 
         def change(q, b, noise):
@@ -185,8 +186,8 @@ def test_log_time_ends_where_a_step_changes_nothing(balanced_runs, width, gamma,
             return [2 * c + eta * spread, gamma * c / (1 + gamma * q) - b, loss / batch_size - noise]
 
         # c is nearly what fresh noise makes up for
-        trace = mpmath.fsum(r * node for r, node in zip(weights, x, strict=True))
-        rest = mpmath.findroot(change, (q, -0.5 * gamma * eta * noise * trace / (1 + gamma * q), noise))
+        b = -0.5 * gamma * eta * noise * mpmath.fsum(weights) / (1 + gamma * q)
+        rest = mpmath.findroot(change, (q, b, noise))
         loss = state(*rest)[1]
         # Rounding errors of sums of 39 terms; the kernel scale 1 + gamma q holds q to 1e-16/gamma.
         assert abs(solution.loss[0] - loss) < 1e-14 * loss

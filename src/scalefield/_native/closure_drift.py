@@ -18,7 +18,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from scalefield._native.jit import float64, int64, jit, matrix, three_counts, tuple_of, vector, void
+from scalefield._native.closure_steps import Run, closure_run
+from scalefield._native.jit import float64, int64, jit, matrix, three_counts, vector, void
 
 __all__ = ["DIVERGED", "OK", "UNRESOLVED", "march_balanced"]
 
@@ -48,11 +49,6 @@ NEARLY_SOLVED = 1e-10
 # Numbers of the stages: q, b, D of each.
 UNKNOWNS = 9
 _TINY = 1e-300
-
-
-# Source nodes s with masses power, trace nodes x with weights; eta, gamma, 1/B, sigma^2, and the atom at 0.
-Run = tuple[Array, Array, Array, Array, float, float, float, float, float]
-_run = tuple_of(*[vector] * 4, *[float64] * 5)
 
 
 @jit(void(vector, vector, float64, float64, vector), inline=True)
@@ -107,7 +103,7 @@ def _solve(matrix_out: Array, vector_out: Array) -> int:
     return 0
 
 
-@jit(void(_run, *[vector] * 2, *[float64] * 3, *[vector] * 6))
+@jit(void(closure_run, *[vector] * 2, *[float64] * 3, *[vector] * 6))
 def _residual(
     run: Run,
     unlearned: Array,
@@ -123,7 +119,8 @@ def _residual(
     end_out: Array,
 ) -> None:
     """What q, b and D of the stages should be less what they are; the state at the step's end is the last stage's."""
-    s, power, x, weights, learning_rate, gamma, inverse_batch, noise_power, atom = run
+    (learning_rate, gamma, inverse_batch, noise_power, atom, _threshold,
+     eigenvalues, power, gain, noise_eigenvalues, noise_weights, noise_gain) = run  # fmt: skip
     rate, source, stage = np.zeros(3), np.zeros(3), np.zeros(3)
     square, product, weighted = np.zeros(3), np.zeros(3), np.zeros(3)
     noise, second = np.zeros(3), np.zeros(3)
@@ -135,10 +132,10 @@ def _residual(
         pull[j] = learning_rate * unknowns[3 * j + 1]
         effective[j] = learning_rate * scale[j]
         reach[j] = effective[j] * (1.0 + pull[j])
-    for k in range(s.shape[0]):
+    for k in range(eigenvalues.shape[0]):
         for j in range(3):
             # (1-y)+ - (1-y) = -(eta a s - eta b) (1-y) - eta b
-            rate[j] = reach[j] * s[k] - pull[j]
+            rate[j] = reach[j] * eigenvalues[k] - pull[j]
             source[j] = -pull[j]
         _stages(rate, source, unlearned[k], h, stage)
         unlearned_out[k] = stage[2]
@@ -146,19 +143,19 @@ def _residual(
             w = stage[j]
             square[j] += power[k] * w * w
             product[j] += power[k] * w * (1.0 - w)
-            weighted[j] += power[k] * s[k] * w * w
-    for k in range(x.shape[0]):
-        trace += weights[k] * x[k]
+            weighted[j] += gain[k] * w * w
+    for k in range(noise_eigenvalues.shape[0]):
+        trace += noise_weights[k]
         for j in range(3):
             # V+ - V = ((1 - l)^2 - 1) V + eta^2 a^2 x D ,  l = eta a x - eta b
-            lost = reach[j] * x[k] - pull[j]
+            lost = reach[j] * noise_eigenvalues[k] - pull[j]
             rate[j] = lost * (2.0 - lost)
-            source[j] = reach[j] * reach[j] * x[k] * unknowns[3 * j + 2]
+            source[j] = reach[j] * reach[j] * noise_eigenvalues[k] * unknowns[3 * j + 2]
         _stages(rate, source, variance[k], h, stage)
         variance_out[k] = stage[2]
         for j in range(3):
-            noise[j] += weights[k] * x[k] * stage[j]
-            second[j] += weights[k] * x[k] * x[k] * stage[j]
+            noise[j] += noise_weights[k] * stage[j]
+            second[j] += noise_gain[k] * stage[j]
     for j in range(3):
         # q+ - q = 2 eta c + eta^2 [ mu(s (1-y)^2) + rho(x^2 V) + rho(x) D + gamma c^2/(1 + gamma q) ]
         c = product[j] - noise[j]
@@ -176,7 +173,7 @@ def _residual(
     end_out[2] = loss_out[2]
 
 
-@jit(int64(_run, *[vector] * 2, *[float64] * 3, *[vector] * 4))
+@jit(int64(closure_run, *[vector] * 2, *[float64] * 3, *[vector] * 4))
 def _step(
     run: Run,
     unlearned: Array,
@@ -193,7 +190,7 @@ def _step(
 
     Returns the number of evaluations of the residual, negative if it did not converge.
     """
-    learning_rate, _gamma, inverse_batch, noise_power = run[4:8]
+    learning_rate, _gamma, inverse_batch, noise_power = run[:4]
     residual, moved, trial = np.zeros(UNKNOWNS), np.zeros(UNKNOWNS), np.zeros(UNKNOWNS)
     scale, correction, loss = np.zeros(UNKNOWNS), np.zeros(UNKNOWNS), np.zeros(3)
     # Derivatives by the unknowns over their scales.
@@ -231,8 +228,8 @@ def _step(
 
 @jit(
     three_counts(
-        _run,
-        *[float64] * 2,  # threshold, tolerance
+        closure_run,
+        float64,  # tolerance
         *[vector] * 3,  # unlearned, variance, scalars
         vector,  # record_times
         matrix,  # records_out
@@ -240,7 +237,6 @@ def _step(
 )
 def march_balanced(
     run: Run,
-    threshold: float,
     tolerance: float,
     unlearned: Array,
     variance: Array,
@@ -254,13 +250,14 @@ def march_balanced(
     variance is V. Rows of records_out: loss, q, effective time at record_times (increasing, beyond the start), where
     steps end.
     """
-    _s, power, x, weights, _learning_rate, gamma, inverse_batch, noise_power, atom = run
+    _learning_rate, gamma, inverse_batch, noise_power, atom, threshold, _eigenvalues, power = run[:8]
+    noise_weights = run[10]
     t, q, time = scalars[0], scalars[1], scalars[2]
     w, v = unlearned.copy(), variance.copy()
     whole_w, whole_v = np.empty_like(w), np.empty_like(v)
     half_w, half_v, end_w, end_v = np.empty_like(w), np.empty_like(v), np.empty_like(w), np.empty_like(v)
     whole, half, end = np.zeros(3), np.zeros(3), np.zeros(3)
-    noise = (weights * x * v).sum()
+    noise = (noise_weights * v).sum()
     loss = (power * w * w).sum() + atom + noise
     unknowns, trial = np.zeros(UNKNOWNS), np.zeros(UNKNOWNS)
     for j in range(3):
