@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import scalefield as sf
+from reference_resolvent import cubed_uniform, precise_learning_curve
 
 WIDTHS = [1, 16, 256.5, 10_000]
 
@@ -70,6 +71,22 @@ def test_explicit_spectra_with_ties_and_zeros():
     for tau in (0.1, 3.0, 100.0):
         expected = nodes.source_power @ np.exp(-tau * nodes.source_eigenvalues) + nodes.atom
         assert contour.integrate(lambda s, tau=tau: np.exp(-tau * s)) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(("last", "width"), [(None, 30), (None, 60.5), (1e-12, 60), (1e-30, 24), (1e-30, 60)])
+def test_gaps_of_the_spectrum(last, width):
+    """In a gap kappa_0 and z'(kappa_0) are both small, and the resolvent changes down to their product, 1e-37 here.
+
+    Learning curves against Talbot's contour in 100 digits, which 64 points take to 1e-38 of the total.
+    """
+    equivalent = sf.DeterministicEquivalent(cubed_uniform(0, last), width)
+    tau = np.geomspace(0.1, 1e14, 12)
+    expected = precise_learning_curve(equivalent, tau, 64)
+    for rtol in (1e-8, 1e-11, 1e-12):
+        contour = equivalent.source_contour(1e14, rtol)
+        assert contour.error < rtol
+        loss = [contour.integrate(lambda s, time=time: np.exp(-2.0 * time * s)) for time in tau]
+        np.testing.assert_allclose(loss, expected, rtol=rtol, atol=0.0)
 
 
 def test_bad_input():

@@ -14,7 +14,6 @@ mu (with its atom at 0) and the trace measure rho. Oracles:
 
 import math
 
-import mpmath
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -22,20 +21,12 @@ from hypothesis import strategies as st
 from scipy.special import zeta
 
 import scalefield as sf
+from reference_resolvent import cubed_uniform, modes_of, precise_learning_curve, precise_resolvents
 from scalefield.resolvent import DeterministicEquivalent, bottleneck_loss
 from strategies import tasks
 
 WIDTHS = [1, 2.5, 4, 64, 256, 4096, 1e6]
 LAWS = [(1.2, 0.3), (1.5, 1.0), (2.0, 2.0), (3.0, 0.3)]
-
-
-def modes_of(spectrum):
-    """Eigenvalues and u^2 of all modes with positive eigenvalue."""
-    if isinstance(spectrum, sf.Spectrum):
-        positive = spectrum.eigenvalues > 0.0
-        return spectrum.eigenvalues[positive], spectrum.target_power[positive]
-    eigenvalues, coefficients = spectrum.modes(0, spectrum.n_modes)
-    return eigenvalues, eigenvalues * coefficients**2
 
 
 def power_sums(spectrum):
@@ -118,35 +109,6 @@ def test_moments_of_any_task(spectrum, width):
         check_moments(spectrum, width, rtol=1e-7)
 
 
-def precise_resolvents(equivalent, points):
-    """Source and trace resolvents in 100 digits: Newton's method on z(kappa) = z from the rounded root.
-
-    The root is the only one with Im kappa > 0 where Im z > 0, and with z'(kappa) > 0 at kappa > 0 where z > 0.
-    """
-    lam, power = modes_of(equivalent.spectrum)
-    with mpmath.workdps(100):
-        lam, power = [mpmath.mpf(float(x)) for x in lam], [mpmath.mpf(float(x)) for x in power]
-        width = mpmath.mpf(float(equivalent.width))
-        result = []
-        for point in points:
-            z, kappa = mpmath.mpmathify(point), mpmath.mpmathify(equivalent.kappa(point))
-            for _ in range(100):
-                learned = [x / (kappa + x) for x in lam]
-                slope = 1 - mpmath.fsum(f * f for f in learned) / width
-                step = (kappa * (1 - mpmath.fsum(learned) / width) - z) / slope
-                kappa -= step
-                if abs(step) <= mpmath.mpf(10) ** -60 * abs(kappa):
-                    break
-            else:
-                raise AssertionError(f"no root at z = {point}")
-            assert kappa.imag > 0 if np.imag(point) else (kappa.real > 0 and slope.real > 0)
-            inverse = [1 / (kappa + x) for x in lam]
-            source = kappa / z * mpmath.fsum(u * f for u, f in zip(power, inverse, strict=True))
-            trace = kappa / z * mpmath.fsum(inverse) - max(len(lam) - width, 0) / z
-            result.append((source, trace))
-        return result
-
-
 @st.composite
 def wide_tasks(draw):
     """Explicit spectra over 40 decades: gaps, ties, modes at rounding level, zeros; and widths on both sides of M."""
@@ -189,13 +151,6 @@ def test_spectra_over_forty_decades(task):
         assert abs(np.sum(measure.weights / (measure.eigenvalues + z)) / complex(trace) - 1.0) <= 1e-10, z
 
 
-def cubed_uniform(seed, last):
-    eigenvalues = np.random.default_rng(seed).random(61) ** 3
-    if last is not None:
-        eigenvalues[-1] = last * eigenvalues.max()
-    return sf.Spectrum(eigenvalues, np.ones(61))
-
-
 @pytest.mark.parametrize("last", [None, 1e-8, 1e-30])
 def test_breaks_between_bands_of_pieces(last):
     """A spectrum of 61 drawn modes, the last one as it is or far below, at widths up to and beyond M."""
@@ -210,23 +165,9 @@ def test_learning_curves_of_wide_spectra(last, width):
     equivalent = sf.DeterministicEquivalent(spectrum, width)
     tau = np.geomspace(0.1, 1e14, 5)
     loss = sf.solve_gradient_flow(sf.Model(spectrum, width=width), tau).loss
-    with mpmath.workdps(30):
-        # Right to about 10^(-0.6 n) of the total
-        n = 28
-        angle = [(2 * j + 1) * mpmath.pi / n for j in range(n // 2)]
-        b = mpmath.mpf("0.6407")
-        shape = [mpmath.mpc("0.5017", 0) * a * mpmath.cot(b * a) - mpmath.mpc("0.6122", 0) for a in angle]
-        shape = [n * (w + mpmath.mpc(0, "0.2645") * a) for w, a in zip(shape, angle, strict=True)]
-        slope = [mpmath.mpf("0.5017") * (mpmath.cot(b * a) - b * a / mpmath.sin(b * a) ** 2) for a in angle]
-        for time, value in zip(2.0 * tau, loss, strict=True):
-            points = [complex(w / time) for w in shape]
-            resolvents = precise_resolvents(equivalent, points)
-            total = mpmath.fsum(
-                mpmath.im(mpmath.exp(mpmath.mpmathify(z) * time) * r[0] * mpmath.mpc(c, "0.2645"))
-                for z, r, c in zip(points, resolvents, slope, strict=True)
-            )
-            # mu(f) = (1/(2 pi i)) int e^{z tau} R(z) dz; the flow itself is right to 1e-10
-            assert float(2 * total / time) == pytest.approx(value, rel=1e-10)
+    # The flow itself is right to 1e-10.
+    for expected, value in zip(precise_learning_curve(equivalent, tau), loss, strict=True):
+        assert value == pytest.approx(expected, rel=1e-10)
 
 
 @pytest.mark.parametrize(("n_modes", "width"), [(3, 12.0), (12, 3.0), (5, 5.0)])

@@ -8,6 +8,7 @@ gamma = 0 and with relative errors of the order of 1/t otherwise.
 import warnings
 from functools import partial
 
+import mpmath
 import numpy as np
 import pytest
 
@@ -121,6 +122,87 @@ def test_order_zero_in_logarithmic_time(width, gamma, batch_size, label_noise):
     solution = sf.solve_dmft(model, 300_000, "closure", 0, steps)
     np.testing.assert_allclose(solution.loss, expected.loss, rtol=1e-5)
     np.testing.assert_allclose(solution.kernel_scale, expected.kernel_scale, rtol=1e-5)
+
+
+@pytest.fixture
+def balanced_runs(monkeypatch):
+    """Of the runs of order 0 in log time: what they were of, and how often they evaluated their equations."""
+    from scalefield._native import closure_drift, closure_steps
+
+    runs, march = [], closure_drift.march_balanced
+
+    def recorded(run, *arguments):
+        status, count, evaluations = march(run, *arguments)
+        runs.append((closure_steps.ClosureRun(*run), evaluations))
+        return status, count, evaluations
+
+    monkeypatch.setattr(closure_drift, "march_balanced", recorded)
+    return runs
+
+
+@pytest.mark.parametrize(("width", "batch_size"), [(1, 1), (1, 32), (3, 1), (64, 1), (3, np.inf)])
+def test_steps_grow_with_time_at_rest(balanced_runs, width, batch_size):
+    """Each is half of t, 24 steps to 1e9 and 28 from there to 1e14, and a few towards the end; none is rejected."""
+    model = MODEL.replace(width=width, batch_size=batch_size, learning_rate=0.02)
+    for n_steps in (10**9, 10**14):
+        sf.solve_dmft(model, n_steps, "closure", 0, [n_steps])
+    early, late = (evaluations for _, evaluations in balanced_runs)
+    # One whole step and two half ones, each of nine derivatives, a first and a last evaluation. The first steps are
+    # not yet at rest and take more of them.
+    assert late - early <= 32 * 3 * 11
+    assert early <= 40 * 3 * 11
+
+
+@pytest.mark.parametrize(
+    ("width", "gamma", "batch_size", "learning_rate"),
+    [(1, 1.0, 1, 0.02), (1, 0.01, 16, 0.05), (2, 1.0, 4, 0.05), (3, 5.0, 1, 0.005), (8, 1.0, 16, 0.05)],
+)
+def test_log_time_ends_where_a_step_changes_nothing(balanced_runs, width, gamma, batch_size, learning_rate):
+    """At rest 1 - y = -b/(a s - b) and V = eta^2 a^2 s D/(1 - (1 + eta b - eta a s)^2), with b < 0: three equations."""
+    model = MODEL.replace(width=width, gamma=gamma, batch_size=batch_size, learning_rate=learning_rate)
+    solution = sf.solve_dmft(model, 10**14, "closure", 0, [10**14])
+    run, _ = balanced_runs[0]
+    q = (solution.kernel_scale[0] - 1.0) / gamma
+    noise = solution.loss[0] / batch_size
+    with mpmath.workdps(40):
+        arrays = (run.eigenvalues, run.power, run.noise_eigenvalues, run.noise_weights, run.noise_gain)
+        s, power, x, weights, gain = ([mpmath.mpf(float(value)) for value in array] for array in arrays)
+        eta, atom = mpmath.mpf(learning_rate), mpmath.mpf(run.atom)
+
+        def state(q, b, noise):
+            a = (1 + gamma * q) * (1 + eta * b)
+            w = [-b / (a * node - b) for node in s]
+            variance = [eta**2 * a**2 * node * noise / (1 - (1 + eta * b - eta * a * node) ** 2) for node in x]
+            means, noises = list(zip(power, s, w, strict=True)), list(zip(weights, gain, variance, strict=True))
+            from_noise = mpmath.fsum(r * v for r, _, v in noises)
+            c = mpmath.fsum(p * u * (1 - u) for p, _, u in means) - from_noise
+            loss = mpmath.fsum(p * u**2 for p, _, u in means) + atom + from_noise
+            spread = mpmath.fsum(p * node * u**2 for p, node, u in means)
+            spread += mpmath.fsum(g * v + r * noise for r, g, v in noises)
+            return c, loss, spread + b * c
+
+        def change(q, b, noise):
+            c, loss, spread = state(q, b, noise)
+            return [2 * c + eta * spread, gamma * c / (1 + gamma * q) - b, loss / batch_size - noise]
+
+        # c is nearly what fresh noise makes up for
+        b = -0.5 * gamma * eta * noise * mpmath.fsum(weights) / (1 + gamma * q)
+        rest = mpmath.findroot(change, (q, b, noise))
+        loss = state(*rest)[1]
+        # Rounding errors of sums of 39 terms; the kernel scale 1 + gamma q holds q to 1e-16/gamma.
+        assert abs(solution.loss[0] - loss) < 1e-14 * loss
+        assert abs(q - rest[0]) < 1e-15 / gamma + 1e-12 * rest[0]
+
+
+@pytest.mark.parametrize("width", [1000, np.inf])
+def test_order_zero_of_population_descent_in_logarithmic_time(width):
+    """Gradient flow up to the learning rate, whose part of the loss fades: 1.7e-7 of it at 1e8 steps."""
+    steps = np.array([10**6, 10**8, 10**10, 10**12])
+    model = MODEL.replace(width=width, batch_size=np.inf, learning_rate=1e-3)
+    flow = sf.solve_gradient_flow(model, 1e-3 * steps)
+    solution = sf.solve_dmft(model, 10**12, "closure", 0, steps)
+    np.testing.assert_allclose(solution.loss, flow.loss, rtol=2e-6)
+    np.testing.assert_allclose(solution.kernel_scale, flow.kernel_scale, rtol=2e-6)
 
 
 def test_lazy_curve_to_a_hundred_million_steps():

@@ -19,6 +19,9 @@ __all__ = ["ContourMeasure", "source_contour", "trace_contour"]
 
 # Steps of the ray and merged nodes are finer than the error allowed: prefactors reach 7.
 _MARGIN = 0.1
+# A ray is compared with one of so many times its first number of nodes, and gives way to it if they differ by more than
+# the error allowed and there is a next one to measure that by.
+_REFINEMENTS = (1.5, 2.25)
 
 Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
@@ -91,7 +94,7 @@ def source_contour(equivalent: DeterministicEquivalent, horizon: float, rtol: fl
     def decayed(tau: Array, x: Any) -> Any:
         return np.exp(-2.0 * np.multiply.outer(tau, x))
 
-    return _assembled(equivalent, horizon, rtol, s, mass, surplus, difference, decayed, equivalent.atom, error)
+    return _assembled(equivalent, nodes, horizon, rtol, s, mass, surplus, difference, decayed, equivalent.atom, error)
 
 
 def trace_contour(equivalent: DeterministicEquivalent, horizon: float, rtol: float) -> ContourMeasure:
@@ -116,7 +119,7 @@ def trace_contour(equivalent: DeterministicEquivalent, horizon: float, rtol: flo
     def decayed(tau: Array, x: Any) -> Any:
         return x * np.exp(-2.0 * np.multiply.outer(tau, x))
 
-    return _assembled(equivalent, horizon, rtol, s, mass / s, surplus, difference, decayed, 0.0, error)
+    return _assembled(equivalent, nodes, horizon, rtol, s, mass / s, surplus, difference, decayed, 0.0, error)
 
 
 def _mode_nodes(equivalent: DeterministicEquivalent, horizon: float, rtol: float) -> SpectralNodes:
@@ -131,6 +134,7 @@ def _merged(x: Array, mass: Array, horizon: float, rtol: float, atom: float) -> 
 
 def _assembled(
     equivalent: DeterministicEquivalent,
+    nodes: SpectralNodes,
     horizon: float,
     rtol: float,
     s: Array,
@@ -149,28 +153,43 @@ def _assembled(
     # e^{-s tau}.
     step = 0.5 * math.pi**2 / math.log(1.0 / rtol)
     largest = float(s[0])
-    rays = [_ray(equivalent, largest, horizon, step / refinement, difference) for refinement in (1.0, 1.5)]
-    tau = np.geomspace(0.01 / largest, horizon, 60)
-    floor = atom if atom else equivalent.width * equivalent.kappa_0
+    # Weights fall like s below kappa_0 z'(kappa_0), which is far below kappa_0 in a gap of the spectrum:
+    # z'(kappa_0) = (kappa_0/N) sum_k lambda_k/(kappa_0 + lambda_k)^2
+    lam, kappa_0 = nodes.eigenvalues, equivalent.kappa_0
+    slope = float(nodes.weights @ (lam / (kappa_0 + lam) * (kappa_0 / (kappa_0 + lam)))) / equivalent.width
+    smallest = math.log(kappa_0) + math.log(slope)
+    # The rule's errors are waves in log tau of period `step`: pairs of times a quarter apart cannot miss both phases.
+    tau = np.geomspace(0.01 / largest, horizon, 30)
+    tau = np.concatenate([tau, tau * math.exp(-0.25 * step)])
+    floor = atom if atom else equivalent.width * kappa_0
     real = floor + decayed(tau, s) @ mass
-    sums = [(decayed(tau, z) @ weights).imag for z, weights in rays]
-    deviation = float(np.abs((sums[0] - sums[1]) / (real + sums[1])).max())
-    return ContourMeasure(s, mass, *rays[0], atom, max(error, deviation))
+    ray, deviation = _ray(equivalent, largest, smallest, horizon, step, difference), math.inf
+    # Prefactors are larger where the spectrum ends at a sharp edge far above kappa_0.
+    for refinement in _REFINEMENTS:
+        finer = _ray(equivalent, largest, smallest, horizon, step / refinement, difference)
+        sums = [(decayed(tau, z) @ weights).imag for z, weights in (ray, finer)]
+        deviation = float(np.abs((sums[0] - sums[1]) / (real + sums[1])).max())
+        if deviation <= rtol / _MARGIN or refinement == _REFINEMENTS[-1]:
+            break
+        ray = finer
+    return ContourMeasure(s, mass, *ray, atom, max(error, deviation))
 
 
 def _ray(
     equivalent: DeterministicEquivalent,
     largest: float,
+    smallest: float,
     horizon: float,
     step: float,
     difference: Callable[[ComplexArray, ComplexArray], ComplexArray],
 ) -> tuple[ComplexArray, ComplexArray]:
     """Trapezoid rule in log s on the ray arg s = pi/4.
 
-    int f dmu = (1/pi) Im int f(s) R(-s) ds along the ray, with R(z) = int dmu(s')/(s' + z).
+    int f dmu = (1/pi) Im int f(s) R(-s) ds along the ray, with R(z) = int dmu(s')/(s' + z). Scales of s: the largest
+    one and the logarithm of the smallest.
     """
     # Down to where the weights have fallen far below the atom, and where nothing is learned at any time.
-    first = min(math.log(equivalent.kappa_0) - 26.0, -math.log(horizon) - 14.0)
+    first = min(smallest - 26.0, -math.log(horizon) - 14.0)
     last = math.log(largest) + 16.0
     x = np.linspace(last, first, math.ceil((last - first) / step) + 1)
     h = x[0] - x[1]

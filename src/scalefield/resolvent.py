@@ -214,7 +214,7 @@ class DeterministicEquivalent:
         values = values.astype(np.float64)
         if not (np.isfinite(values) & (values > 0.0)).all():
             raise ValueError("s must be finite and greater than 0")
-        from scalefield._native import mode_sums
+        from scalefield._native import spectral_bands
 
         nodes, bands = self._nodes, self._bands
         flat = values.ravel()
@@ -230,7 +230,7 @@ class DeterministicEquivalent:
         grid_s, grid_x = grid_s[order], grid_x[order]
         at = np.searchsorted(grid_s, flat[inside], side="right")
         found = np.empty((at.size, 2))
-        mode_sums.solve_arc_points(
+        spectral_bands.solve_arc_points(
             np.ascontiguousarray(flat[inside]),
             np.ascontiguousarray(grid_x[np.minimum(at, grid_x.size - 1)]),
             np.ascontiguousarray(grid_x[at - 1]),
@@ -690,7 +690,7 @@ def _solve_kappa_0(nodes: _Nodes, width: float) -> float:
 
 def _find_bands(equivalent: DeterministicEquivalent) -> _Bands:
     """Edges, pieces and nodes of all bands of a finite width."""
-    from scalefield._native import mode_sums
+    from scalefield._native import spectral_bands
 
     nodes, width, n_modes = equivalent._nodes, equivalent.width, equivalent.n_modes
     arrays, sums = nodes.arrays, np.empty(5)
@@ -700,7 +700,7 @@ def _find_bands(equivalent: DeterministicEquivalent) -> _Bands:
         raise ValueError(f"width {width:g} is too large to resolve every band of the spectrum: about 1e11 at most")
     index = np.empty(poles.size, dtype=np.int64)
     dips = np.empty((poles.size, 4))
-    _, n_dips = mode_sums.find_dips(
+    _, n_dips = spectral_bands.find_dips(
         poles,
         nodes.multiplicity,
         _DIP_BOUND,
@@ -714,7 +714,7 @@ def _find_bands(equivalent: DeterministicEquivalent) -> _Bands:
     index, dips = index[:n_dips], dips[:n_dips]
 
     def edge(pole: float, mode: float, near: float, far: float) -> float:
-        return float(mode_sums.find_edge(pole, mode, near, far, *arrays, sums))
+        return float(spectral_bands.find_edge(pole, mode, near, far, *arrays, sums))
 
     def mode_of(i: int) -> float:
         return i + 1.0 if numbered else 0.0
@@ -743,8 +743,8 @@ def _find_bands(equivalent: DeterministicEquivalent) -> _Bands:
         for (base, mode, d), dip in zip(ends_right, dips_x, strict=True)
     ]
     right_x = np.array([d - base for base, _, d in images])
-    upper = [mode_sums.edge_image(base, mode, d, *arrays, sums)[0] for base, mode, d in ends_left]
-    lower = [mode_sums.edge_image(base, mode, d, *arrays, sums) for base, mode, d in images]
+    upper = [spectral_bands.edge_image(base, mode, d, *arrays, sums)[0] for base, mode, d in ends_left]
+    lower = [spectral_bands.edge_image(base, mode, d, *arrays, sums) for base, mode, d in images]
     edges = np.array([[max(end[0], 0.0) for end in lower], upper]).T
     # For N very near M rounding of A hides what is closer to s = 0 than some 1e-14 of this, unless all modes are nodes.
     hidden = nodes.last_pole if nodes.starts.size > 1 else 0.0
@@ -764,7 +764,7 @@ def _find_bands(equivalent: DeterministicEquivalent) -> _Bands:
     edges_right = right_x.copy()
     tip_x = math.nan
     if tip > 0.0:
-        tip_x = right_x[-1] = float(mode_sums.find_tip(tip, 0.0, *arrays, sums))
+        tip_x = right_x[-1] = float(spectral_bands.find_tip(tip, 0.0, *arrays, sums))
         space[-1] = -right_x[-1]
     for band in range(n_bands):
         (base, mode, d_left), right = ends_left[band], ends_right[band]
@@ -780,7 +780,7 @@ def _find_bands(equivalent: DeterministicEquivalent) -> _Bands:
                 if n_pieces == len(kinds):
                     pieces, kinds = _enlarged(pieces, kinds)
                 pieces[n_pieces] = base, mode, d_left, right[2], half * half
-                kinds[n_pieces] = mode_sums.WHOLE
+                kinds[n_pieces] = spectral_bands.WHOLE
                 n_pieces += 1
                 counts.append(n)
                 continue
@@ -790,7 +790,7 @@ def _find_bands(equivalent: DeterministicEquivalent) -> _Bands:
         right_level = math.inf if right_x[band] == tip_x else max(4.0 * edges[band, 0], 1e-14 * hidden)
         inside = breaks[(breaks > left_x[band]) & (breaks < right_x[band])]
         while True:
-            status, n_after = mode_sums.walk_band(
+            status, n_after = spectral_bands.walk_band(
                 left_x[band],
                 right_x[band],
                 space_left[band],
@@ -807,10 +807,10 @@ def _find_bands(equivalent: DeterministicEquivalent) -> _Bands:
                 pieces,
                 kinds,
             )
-            if status != mode_sums.FULL:
+            if status != spectral_bands.FULL:
                 break
             pieces, kinds = _enlarged(pieces, kinds)
-        if status != mode_sums.OK:
+        if status != spectral_bands.OK:
             raise ArithmeticError(f"the spectrum at width {width:g} has a band that cannot be resolved")
         counts.extend([_PIECE_NODES] * (n_after - n_pieces))
         n_pieces = n_after
@@ -820,15 +820,15 @@ def _find_bands(equivalent: DeterministicEquivalent) -> _Bands:
         octaves[-1] = 0.0
         tips = np.zeros((60, 5))
         near = 1e-3 * tip
-        tips[:, 4] = mode_sums.find_tip(near, 0.0, *arrays, sums) / near**2
+        tips[:, 4] = spectral_bands.find_tip(near, 0.0, *arrays, sums) / near**2
         tips[:, 2], tips[:, 3] = octaves[1:], octaves[:-1]
-        pieces, kinds = np.concatenate([pieces, tips]), np.append(kinds, np.full(60, mode_sums.TIP))
+        pieces, kinds = np.concatenate([pieces, tips]), np.append(kinds, np.full(60, spectral_bands.TIP))
         counts.extend([_PIECE_NODES] * 60)
         n_pieces += 60
     cumulated = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     gauss_x, gauss_w = np.polynomial.legendre.leggauss(_PIECE_NODES)
     rows = np.empty((int(cumulated[-1]), 5))
-    mode_sums.evaluate_pieces(
+    spectral_bands.evaluate_pieces(
         pieces, kinds, cumulated, 0.5 + 0.5 * gauss_x, 0.5 * gauss_w, 0, n_pieces, *arrays, sums, rows
     )
     rows = rows[rows[:, 0] > 0.0]

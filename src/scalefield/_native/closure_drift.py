@@ -3,9 +3,14 @@
 After many steps what a step changes is small of order 1/t, and the steps (1 - y, V, q)+ - (1 - y, V, q) = F integrate
 as the differential equation d/dt = F: slow components follow it to relative order 1/t, fast ones rest in the same
 equilibrium. It is stiff, so it is solved by the three-stage Radau IIA method (order 5). Components are linear given
-a, b and D, so that these nine numbers are a step's only unknowns: for each component with rate lambda
+q, b and D, with a = (1 + gamma q) (1 + eta b), so that these nine numbers are a step's only unknowns: for each
+component with rate lambda
 
     W_i = W(0) + h sum_j A_ij (source_j - lambda_j W_j) ,    i, j = 1..3 .
+
+At rest steps grow with t, and in q = q(0) + h sum_j A_ij F_j rounding errors of F grow with them. Newton's method does
+not mind, since its Jacobian grows alike: so q is one of the unknowns and read off there, and the equations count as
+solved when Newton's corrections are small, not what is left of the equations.
 """
 
 from __future__ import annotations
@@ -13,7 +18,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from scalefield._native.jit import float64, int64, jit, matrix, status_and_step, vector, void
+from scalefield._native.closure_steps import Run, closure_run
+from scalefield._native.jit import float64, int64, jit, matrix, three_counts, vector, void
 
 __all__ = ["DIVERGED", "OK", "UNRESOLVED", "march_balanced"]
 
@@ -35,9 +41,14 @@ _C: Array = np.array([(4.0 - _ROOT) / 10.0, (4.0 + _ROOT) / 10.0, 1.0])
 # Largest step relative to t, and of numerical derivatives relative to the unknowns.
 GROWTH = 0.5
 DIFFERENCE = 1e-6
+# Newton's method: most iterations, and corrections, relative to the unknowns, small enough to end it; the second if
+# rounding keeps them from getting smaller.
 NEWTON = 12
-# Numbers of a stage: a, b, D.
+SOLVED = 1e-12
+NEARLY_SOLVED = 1e-10
+# Numbers of the stages: q, b, D of each.
 UNKNOWNS = 9
+_TINY = 1e-300
 
 
 @jit(void(vector, vector, float64, float64, vector), inline=True)
@@ -57,27 +68,44 @@ def _stages(rate: Array, source: Array, start: float, h: float, stage_out: Array
     stage_out[2] = inverse * (b0 * c02 + b1 * (m01 * m20 - m00 * m21) + b2 * (m00 * m11 - m01 * m10))
 
 
-@jit(
-    void(
-        *[vector] * 4,  # s .. weights
-        *[float64] * 6,  # learning_rate .. trace
-        *[vector] * 2,  # unlearned, variance
-        *[float64] * 3,  # q, time, h
-        vector,  # unknowns
-        *[vector] * 5,  # residual_out .. end_out
-    )
-)
+@jit(int64(matrix, vector))
+def _solve(matrix_out: Array, vector_out: Array) -> int:
+    """Solve matrix x = vector by elimination, x in place of the vector, the matrix spent; 1 if it is singular.
+
+    Rows are scaled to their largest entry before pivots are chosen.
+    """
+    n = vector_out.shape[0]
+    for i in range(n):
+        largest = np.max(np.abs(matrix_out[i]))
+        if not 0.0 < largest < np.inf:
+            return 1
+        matrix_out[i] /= largest
+        vector_out[i] /= largest
+    for k in range(n):
+        pivot = k
+        for i in range(k + 1, n):
+            if abs(matrix_out[i, k]) > abs(matrix_out[pivot, k]):
+                pivot = i
+        if matrix_out[pivot, k] == 0.0:
+            return 1
+        for m in range(k, n):
+            matrix_out[k, m], matrix_out[pivot, m] = matrix_out[pivot, m], matrix_out[k, m]
+        vector_out[k], vector_out[pivot] = vector_out[pivot], vector_out[k]
+        for i in range(k + 1, n):
+            factor = matrix_out[i, k] / matrix_out[k, k]
+            for m in range(k + 1, n):
+                matrix_out[i, m] -= factor * matrix_out[k, m]
+            vector_out[i] -= factor * vector_out[k]
+    for k in range(n - 1, -1, -1):
+        for m in range(k + 1, n):
+            vector_out[k] -= matrix_out[k, m] * vector_out[m]
+        vector_out[k] /= matrix_out[k, k]
+    return 0
+
+
+@jit(void(closure_run, *[vector] * 2, *[float64] * 3, *[vector] * 6))
 def _residual(
-    s: Array,
-    power: Array,
-    x: Array,
-    weights: Array,
-    learning_rate: float,
-    gamma: float,
-    inverse_batch: float,
-    noise_power: float,
-    atom: float,
-    trace: float,
+    run: Run,
     unlearned: Array,
     variance: Array,
     q: float,
@@ -90,76 +118,64 @@ def _residual(
     variance_out: Array,
     end_out: Array,
 ) -> None:
-    """What a, b and D of the stages should be less what they are; the state at the step's end is the last stage's."""
+    """What q, b and D of the stages should be less what they are; the state at the step's end is the last stage's."""
+    (learning_rate, gamma, inverse_batch, noise_power, atom, _threshold,
+     eigenvalues, power, gain, noise_eigenvalues, noise_weights, noise_gain) = run  # fmt: skip
     rate, source, stage = np.zeros(3), np.zeros(3), np.zeros(3)
     square, product, weighted = np.zeros(3), np.zeros(3), np.zeros(3)
     noise, second = np.zeros(3), np.zeros(3)
-    for k in range(s.shape[0]):
+    scale, reach, pull = np.zeros(3), np.zeros(3), np.zeros(3)
+    growth, effective, trace = np.zeros(3), np.zeros(3), 0.0
+    for j in range(3):
+        # eta b ; eta a = eta (1 + gamma q) (1 + eta b)
+        scale[j] = 1.0 + gamma * unknowns[3 * j]
+        pull[j] = learning_rate * unknowns[3 * j + 1]
+        effective[j] = learning_rate * scale[j]
+        reach[j] = effective[j] * (1.0 + pull[j])
+    for k in range(eigenvalues.shape[0]):
         for j in range(3):
-            b = learning_rate * unknowns[3 * j + 1]
             # (1-y)+ - (1-y) = -(eta a s - eta b) (1-y) - eta b
-            rate[j] = learning_rate * unknowns[3 * j] * s[k] - b
-            source[j] = -b
+            rate[j] = reach[j] * eigenvalues[k] - pull[j]
+            source[j] = -pull[j]
         _stages(rate, source, unlearned[k], h, stage)
         unlearned_out[k] = stage[2]
         for j in range(3):
             w = stage[j]
             square[j] += power[k] * w * w
             product[j] += power[k] * w * (1.0 - w)
-            weighted[j] += power[k] * s[k] * w * w
-    for k in range(x.shape[0]):
+            weighted[j] += gain[k] * w * w
+    for k in range(noise_eigenvalues.shape[0]):
+        trace += noise_weights[k]
         for j in range(3):
-            step = learning_rate * unknowns[3 * j] * x[k]
-            kept = 1.0 + learning_rate * unknowns[3 * j + 1] - step
-            # V+ - V = ((1 + eta b - eta a x)^2 - 1) V + eta^2 a^2 x D
-            rate[j] = 1.0 - kept * kept
-            source[j] = step * step / x[k] * unknowns[3 * j + 2]
+            # V+ - V = ((1 - l)^2 - 1) V + eta^2 a^2 x D ,  l = eta a x - eta b
+            lost = reach[j] * noise_eigenvalues[k] - pull[j]
+            rate[j] = lost * (2.0 - lost)
+            source[j] = reach[j] * reach[j] * noise_eigenvalues[k] * unknowns[3 * j + 2]
         _stages(rate, source, variance[k], h, stage)
         variance_out[k] = stage[2]
         for j in range(3):
-            noise[j] += weights[k] * x[k] * stage[j]
-            second[j] += weights[k] * x[k] * x[k] * stage[j]
-    growth, effective = np.zeros(3), np.zeros(3)
+            noise[j] += noise_weights[k] * stage[j]
+            second[j] += noise_gain[k] * stage[j]
     for j in range(3):
         # q+ - q = 2 eta c + eta^2 [ mu(s (1-y)^2) + rho(x^2 V) + rho(x) D + gamma c^2/(1 + gamma q) ]
         c = product[j] - noise[j]
         spread = weighted[j] + second[j] + trace * unknowns[3 * j + 2] + unknowns[3 * j + 1] * c
         growth[j] = learning_rate * (2.0 * c + learning_rate * spread)
     for i in range(3):
-        q_i = q + h * (_A[i, 0] * growth[0] + _A[i, 1] * growth[1] + _A[i, 2] * growth[2])
-        effective[i] = learning_rate * (1.0 + gamma * q_i)
+        change = h * (_A[i, 0] * growth[0] + _A[i, 1] * growth[1] + _A[i, 2] * growth[2])
         c = product[i] - noise[i]
-        loss = square[i] + atom + noise[i]
-        residual_out[3 * i] = 1.0 + gamma * q_i + learning_rate * gamma * c - unknowns[3 * i]
-        residual_out[3 * i + 1] = gamma * c / (1.0 + gamma * q_i) - unknowns[3 * i + 1]
-        residual_out[3 * i + 2] = inverse_batch * (loss + noise_power) - unknowns[3 * i + 2]
-        loss_out[i] = loss
-        end_out[0] = q_i
+        loss_out[i] = square[i] + atom + noise[i]
+        residual_out[3 * i] = (q - unknowns[3 * i]) + change
+        residual_out[3 * i + 1] = gamma * c / scale[i] - unknowns[3 * i + 1]
+        residual_out[3 * i + 2] = inverse_batch * (loss_out[i] + noise_power) - unknowns[3 * i + 2]
+    end_out[0] = unknowns[6]
     end_out[1] = time + h * (_A[2, 0] * effective[0] + _A[2, 1] * effective[1] + _A[2, 2] * effective[2])
     end_out[2] = loss_out[2]
 
 
-@jit(
-    int64(
-        *[vector] * 4,
-        *[float64] * 6,
-        *[vector] * 2,
-        *[float64] * 3,
-        vector,  # unknowns
-        *[vector] * 3,  # unlearned_out, variance_out, end_out
-    )
-)
+@jit(int64(closure_run, *[vector] * 2, *[float64] * 3, *[vector] * 4))
 def _step(
-    s: Array,
-    power: Array,
-    x: Array,
-    weights: Array,
-    learning_rate: float,
-    gamma: float,
-    inverse_batch: float,
-    noise_power: float,
-    atom: float,
-    trace: float,
+    run: Run,
     unlearned: Array,
     variance: Array,
     q: float,
@@ -170,87 +186,85 @@ def _step(
     variance_out: Array,
     end_out: Array,
 ) -> int:
-    """One step of length h by Newton's method from `unknowns`, which become the solution; 0 if it converged."""
+    """One step of length h by Newton's method from `unknowns`, which become the solution.
+
+    Returns the number of evaluations of the residual, negative if it did not converge.
+    """
+    learning_rate, _gamma, inverse_batch, noise_power = run[:4]
     residual, moved, trial = np.zeros(UNKNOWNS), np.zeros(UNKNOWNS), np.zeros(UNKNOWNS)
-    scale = np.zeros(UNKNOWNS)
-    loss = np.zeros(3)
+    scale, correction, loss = np.zeros(UNKNOWNS), np.zeros(UNKNOWNS), np.zeros(3)
+    # Derivatives by the unknowns over their scales.
     jacobian = np.zeros((UNKNOWNS, UNKNOWNS))
-    inverse = np.zeros((UNKNOWNS, UNKNOWNS))
-    last = np.inf
+    size, last, evaluations = np.inf, np.inf, 0
     for iteration in range(NEWTON):
-        _residual(s, power, x, weights, learning_rate, gamma, inverse_batch, noise_power, atom, trace, unlearned,
-                  variance, q, time, h, unknowns, residual, loss, unlearned_out, variance_out, end_out)  # fmt: skip
-        for i in range(3):
-            # b counts by eta b h, which says how much components grow over the step
-            scale[3 * i], scale[3 * i + 1] = 1.0 + abs(unknowns[3 * i]), min(1.0, 1.0 / (learning_rate * h))
-            scale[3 * i + 2] = inverse_batch * (abs(loss[i]) + noise_power) + 1e-300
-        size = np.max(np.abs(residual / scale))
-        if not np.isfinite(size):
-            return 1
-        if size < 1e-12 or (iteration > 3 and size < 1e-10 and size > 0.3 * last):
-            return 0
+        _residual(run, unlearned, variance, q, time, h, unknowns, residual, loss, unlearned_out, variance_out, end_out)
+        evaluations += 1
+        if not np.isfinite(residual).all():
+            return -evaluations
+        if size < SOLVED or (iteration > 3 and size < NEARLY_SOLVED and size > 0.3 * last):
+            return evaluations
         if iteration == 0 or size > 0.05 * last:
+            for i in range(3):
+                scale[3 * i] = abs(unknowns[3 * i]) + _TINY
+                # b counts by eta b h as well, which says how much components grow over the step
+                scale[3 * i + 1] = abs(unknowns[3 * i + 1]) + min(1.0, 1.0 / (learning_rate * h))
+                # without noise the derivatives by D vanish next to those of D itself, which stays 0
+                scale[3 * i + 2] = inverse_batch * (abs(loss[i]) + noise_power) + _TINY
             for n in range(UNKNOWNS):
                 trial[:] = unknowns
                 trial[n] += DIFFERENCE * scale[n]
-                _residual(s, power, x, weights, learning_rate, gamma, inverse_batch, noise_power, atom, trace,
-                          unlearned, variance, q, time, h, trial, moved, loss, unlearned_out, variance_out,
-                          end_out)  # fmt: skip
-                jacobian[:, n] = (moved - residual) / (DIFFERENCE * scale[n])
-            if not np.isfinite(jacobian).all():
-                return 1
-            inverse[:, :] = np.linalg.pinv(jacobian)
-        unknowns -= np.dot(inverse, residual)
-        last = size
-    return 1
+                _residual(
+                    run, unlearned, variance, q, time, h, trial, moved, loss, unlearned_out, variance_out, end_out
+                )
+                jacobian[:, n] = (moved - residual) / DIFFERENCE
+            evaluations += UNKNOWNS
+        correction[:] = residual
+        if _solve(jacobian.copy(), correction) != 0:
+            return -evaluations
+        unknowns -= scale * correction
+        last, size = size, np.max(np.abs(correction))
+    return -evaluations
 
 
 @jit(
-    status_and_step(
-        *[vector] * 4,  # s .. weights
-        *[float64] * 7,  # learning_rate .. tolerance
+    three_counts(
+        closure_run,
+        float64,  # tolerance
         *[vector] * 3,  # unlearned, variance, scalars
         vector,  # record_times
         matrix,  # records_out
     )
 )
 def march_balanced(
-    s: Array,
-    power: Array,
-    x: Array,
-    weights: Array,
-    learning_rate: float,
-    gamma: float,
-    inverse_batch: float,
-    noise_power: float,
-    atom: float,
-    threshold: float,
+    run: Run,
     tolerance: float,
     unlearned: Array,
     variance: Array,
     scalars: Array,
     record_times: Array,
     records_out: Array,
-) -> tuple[int, int]:
-    """Continue from step scalars[0] with q = scalars[1] and effective time scalars[2]; returns (status, n_records).
+) -> tuple[int, int, int]:
+    """Continue from step scalars[0] with q = scalars[1] and effective time scalars[2].
 
-    s, power: source nodes; x, weights: trace nodes; unlearned is 1 - y, variance is V. Rows of records_out: loss, q,
-    effective time at record_times (increasing, beyond the start), where steps end.
+    Returns (status, number of records, evaluations of the residual, each O(number of nodes)). unlearned is 1 - y,
+    variance is V. Rows of records_out: loss, q, effective time at record_times (increasing, beyond the start), where
+    steps end.
     """
-    trace = (weights * x).sum()
+    _learning_rate, gamma, inverse_batch, noise_power, atom, threshold, _eigenvalues, power = run[:8]
+    noise_weights = run[10]
     t, q, time = scalars[0], scalars[1], scalars[2]
     w, v = unlearned.copy(), variance.copy()
     whole_w, whole_v = np.empty_like(w), np.empty_like(v)
     half_w, half_v, end_w, end_v = np.empty_like(w), np.empty_like(v), np.empty_like(w), np.empty_like(v)
     whole, half, end = np.zeros(3), np.zeros(3), np.zeros(3)
-    c = (power * w * (1.0 - w)).sum() - (weights * x * v).sum()
-    loss = (power * w * w).sum() + atom + (weights * x * v).sum()
+    noise = (noise_weights * v).sum()
+    loss = (power * w * w).sum() + atom + noise
     unknowns, trial = np.zeros(UNKNOWNS), np.zeros(UNKNOWNS)
     for j in range(3):
-        unknowns[3 * j] = 1.0 + gamma * q + learning_rate * gamma * c
-        unknowns[3 * j + 1] = gamma * c / (1.0 + gamma * q)
+        unknowns[3 * j] = q
+        unknowns[3 * j + 1] = gamma * ((power * w * (1.0 - w)).sum() - noise) / (1.0 + gamma * q)
         unknowns[3 * j + 2] = inverse_batch * (loss + noise_power)
-    h, record = 0.02 * t, 0
+    h, record, evaluations = 0.02 * t, 0, 0
     while record < record_times.shape[0]:
         remaining = record_times[record] - t
         full = h < remaining
@@ -259,35 +273,35 @@ def march_balanced(
             step = 0.5 * remaining
         # One step, and two of half the length.
         trial[:] = unknowns
-        failed = _step(s, power, x, weights, learning_rate, gamma, inverse_batch, noise_power, atom, trace, w, v, q,
-                       time, step, trial, whole_w, whole_v, whole)  # fmt: skip
-        if failed == 0:
-            failed = _step(s, power, x, weights, learning_rate, gamma, inverse_batch, noise_power, atom, trace, w, v,
-                           q, time, 0.5 * step, trial, half_w, half_v, half)  # fmt: skip
-        if failed == 0:
-            failed = _step(s, power, x, weights, learning_rate, gamma, inverse_batch, noise_power, atom, trace,
-                           half_w, half_v, half[0], half[1], 0.5 * step, trial, end_w, end_v, end)  # fmt: skip
         error = np.inf
-        if failed == 0:
+        cost = _step(run, w, v, q, time, step, trial, whole_w, whole_v, whole)
+        evaluations += abs(cost)
+        if cost > 0:
+            cost = _step(run, w, v, q, time, 0.5 * step, trial, half_w, half_v, half)
+            evaluations += abs(cost)
+        if cost > 0:
+            cost = _step(run, half_w, half_v, half[0], half[1], 0.5 * step, trial, end_w, end_v, end)
+            evaluations += abs(cost)
+        if cost > 0:
             # The method is of order 5: two half steps leave 1/32 of what one step does.
-            error = max(abs(end[2] - whole[2]) / end[2], abs(end[0] - whole[0]) / (abs(end[0]) + 1e-300)) / 31.0
+            error = max(abs(end[2] - whole[2]) / end[2], abs(end[0] - whole[0]) / (abs(end[0]) + _TINY)) / 31.0
         if not error <= tolerance:
             h = step * (max(0.2, 0.9 * (tolerance / error) ** (1.0 / 6.0)) if np.isfinite(error) else 0.25)
             if h < 1e-6 * t:
-                return UNRESOLVED, record
+                return UNRESOLVED, record, evaluations
             continue
         w[:], v[:] = end_w, end_v
         q, time, loss = end[0], end[1], end[2]
         unknowns[:] = trial
         t = t + step if full else record_times[record]
         if not loss <= threshold:
-            return DIVERGED, record
+            return DIVERGED, record, evaluations
         if not full:
             records_out[0, record], records_out[1, record], records_out[2, record] = loss, q, time
             record += 1
-        growth = min(3.0, 0.9 * (tolerance / max(error, 1e-300)) ** (1.0 / 6.0))
+        growth = min(3.0, 0.9 * (tolerance / max(error, _TINY)) ** (1.0 / 6.0))
         h = min(max(h, step) if not full and growth > 1.0 else step, GROWTH * t) * (
             growth if full else max(growth, 1.0)
         )
         h = min(h, GROWTH * t)
-    return OK, record
+    return OK, record, evaluations

@@ -30,10 +30,12 @@ nodes of mass 0 at the end, so that vectorised loops have no remainder.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
-from scalefield._native.jit import float64, int64, jit, matrix, status_and_step, vector, void
+from scalefield._native.jit import float64, int64, int_vector, jit, matrix, status_and_step, tuple_of, vector, void
 
 __all__ = [
     "CURVES",
@@ -47,8 +49,11 @@ __all__ = [
     "SCALARS",
     "SOURCE_WORK",
     "VV",
+    "ClosureRun",
+    "Run",
     "advance_balanced",
     "advance_defect",
+    "closure_run",
 ]
 
 Array = NDArray[np.float64]
@@ -71,40 +76,77 @@ SCALARS = 6
 SOURCE_WORK = 5
 FIELD_WORK = 8
 
-_index_vector = int64[::1]
-
 # Sums may be reordered, at the cost of rounding errors that depend on the machine's vector width: a sum cannot be
 # vectorised otherwise (measured with AVX-512: steps of order 0 three times slower).
 _SUMS = ("reassoc",)
 
 
+class ClosureRun(NamedTuple):
+    """What a run of the closure is of; kernels take `run[:]`, a plain tuple of type `closure_run`.
+
+    Attributes
+    ----------
+    learning_rate, gamma, inverse_batch, noise_power : float
+        eta, gamma, 1/B, sigma^2.
+    atom : float
+        Mass of the source measure at 0.
+    threshold : float
+        A loss above it (or nan) is a divergence.
+    eigenvalues, power, gain : array, shape (Q_source,)
+        s_i, mu_i and k_i = mu_i s_i.
+    noise_eigenvalues, noise_weights, noise_gain : array, shape (Q,)
+        s'_j, rho_j s'_j and rho_j s'_j^2.
+    """
+
+    learning_rate: float
+    gamma: float
+    inverse_batch: float
+    noise_power: float
+    atom: float
+    threshold: float
+    eigenvalues: Array
+    power: Array
+    gain: Array
+    noise_eigenvalues: Array
+    noise_weights: Array
+    noise_gain: Array
+
+
+# Fields of ClosureRun in order.
+Run = tuple[float, float, float, float, float, float, Array, Array, Array, Array, Array, Array]
+closure_run = tuple_of(*[float64] * 6, *[vector] * 6)
+
+
+@jit(float64(vector), fastmath=_SUMS, inline=True)
+def _sum(x: Array) -> float:
+    total = 0.0
+    for j in range(x.size):
+        total += x[j]
+    return total
+
+
+@jit(void(int64, vector, matrix))
+def _record(record: int, scalars: Array, records_out: Array) -> None:
+    """Keep CURVES of the present step; called where they are asked for only, since steps of order 0 take 70 ns."""
+    records_out[0, record] = scalars[LOSS]
+    records_out[1, record] = scalars[GROWTH]
+    records_out[2, record] = scalars[TIME]
+
+
 @jit(
     status_and_step(
         *[int64] * 2,  # t_first, t_last
-        *[float64] * 6,  # learning_rate .. threshold
-        *[vector] * 3,  # eigenvalues, power, gain
-        *[vector] * 3,  # noise_eigenvalues, noise_weights, noise_gain
+        closure_run,
         *[vector] * 4,  # learned .. scalars
         matrix,  # records
-        _index_vector,  # record_steps
+        int_vector,  # record_steps
     ),
     fastmath=_SUMS,
 )
 def advance_balanced(
     t_first: int,
     t_last: int,
-    learning_rate: float,
-    gamma: float,
-    inverse_batch: float,
-    noise_power: float,
-    atom: float,
-    threshold: float,
-    eigenvalues: Array,
-    power: Array,
-    gain: Array,
-    noise_eigenvalues: Array,
-    noise_weights: Array,
-    noise_gain: Array,
+    run: Run,
     learned_out: Array,
     unlearned_out: Array,
     variance_out: Array,
@@ -118,16 +160,8 @@ def advance_balanced(
     ----------
     t_first, t_last : int
         Step of the state at the beginning and at the end.
-    learning_rate, gamma, inverse_batch, noise_power : float
-        eta, gamma, 1/B, sigma^2.
-    atom : float
-        Mass of the source measure at 0.
-    threshold : float
-        A loss above it (or nan) is a divergence.
-    eigenvalues, power, gain : array, shape (Q_source,)
-        s_i, mu_i and mu_i s_i.
-    noise_eigenvalues, noise_weights, noise_gain : array, shape (Q,)
-        s'_j, rho_j s'_j and rho_j s'_j^2.
+    run : tuple
+        Nodes and settings, a `ClosureRun`.
     learned_out, unlearned_out : array, shape (Q_source,)
         State: y_i = s_i pbar_i and 1 - y_i.
     variance_out : array, shape (Q,)
@@ -148,16 +182,13 @@ def advance_balanced(
     -----
     The state at t_last is recorded if asked for, and again by a next call that asks for it.
     """
-    trace = 0.0
-    for j in range(noise_weights.size):
-        trace += noise_weights[j]
-    record = 0
+    (learning_rate, gamma, inverse_batch, noise_power, atom, threshold,
+     eigenvalues, power, gain, noise_eigenvalues, noise_weights, noise_gain) = run  # fmt: skip
+    trace, record = _sum(noise_weights), 0
     for t in range(t_first, t_last + 1):
         q, loss, pv, vv = scalars_out[GROWTH], scalars_out[LOSS], scalars_out[PV], scalars_out[VV]
         if record < record_steps.size and record_steps[record] == t:
-            records_out[0, record] = loss
-            records_out[1, record] = q
-            records_out[2, record] = scalars_out[TIME]
+            _record(record, scalars_out, records_out)
             record += 1
         if not loss <= threshold:
             return DIVERGED, t
@@ -332,9 +363,7 @@ def _update_covariance(
 @jit(
     status_and_step(
         *[int64] * 2,  # t_first, t_last
-        *[float64] * 6,  # learning_rate .. threshold
-        *[vector] * 3,  # eigenvalues, power, gain
-        *[vector] * 3,  # noise_eigenvalues, noise_weights, noise_gain
+        closure_run,
         *[matrix] * 2,  # basis, dual_basis
         *[vector] * 3,  # p, v, z
         matrix,  # defect
@@ -343,25 +372,14 @@ def _update_covariance(
         vector,  # scalars
         *[matrix] * 3,  # work, field_work, noise_work
         matrix,  # records
-        _index_vector,  # record_steps
+        int_vector,  # record_steps
     ),
     fastmath=_SUMS,
 )
 def advance_defect(
     t_first: int,
     t_last: int,
-    learning_rate: float,
-    gamma: float,
-    inverse_batch: float,
-    noise_power: float,
-    atom: float,
-    threshold: float,
-    eigenvalues: Array,
-    power: Array,
-    gain: Array,
-    noise_eigenvalues: Array,
-    noise_weights: Array,
-    noise_gain: Array,
+    run: Run,
     basis: Array,
     dual_basis: Array,
     p_out: Array,
@@ -385,16 +403,8 @@ def advance_defect(
     ----------
     t_first, t_last : int
         Step of the state at the beginning and at the end.
-    learning_rate, gamma, inverse_batch, noise_power : float
-        eta, gamma, 1/B, sigma^2.
-    atom : float
-        Mass of the source measure at 0.
-    threshold : float
-        A loss above it (or nan) is a divergence.
-    eigenvalues, power, gain : array, shape (Q_source,)
-        s_i, mu_i and k_i = mu_i s_i.
-    noise_eigenvalues, noise_weights, noise_gain : array, shape (Q,)
-        s'_j, rho_j s'_j and rho_j s'_j^2.
+    run : tuple
+        Nodes and settings, a `ClosureRun`.
     basis, dual_basis : array, shape (r, Q_source)
         U_l(s_i), with sum_i k_i U_l U_m = delta_lm, and k_i U_l(s_i).
     p_out, v_out, z_out : array, shape (Q_source,)
@@ -442,16 +452,13 @@ def advance_defect(
         noise_work_out[2 + n_fields : 2 + 2 * n_fields],
         noise_work_out[2 + 2 * n_fields : 2 + 3 * n_fields],
     )
-    trace = 0.0
-    for j in range(noise_weights.size):
-        trace += noise_weights[j]
-    record = 0
+    (learning_rate, gamma, inverse_batch, noise_power, atom, threshold,
+     eigenvalues, power, gain, noise_eigenvalues, noise_weights, noise_gain) = run  # fmt: skip
+    trace, record = _sum(noise_weights), 0
     for t in range(t_first, t_last + 1):
         q, loss, pv, vv = scalars_out[GROWTH], scalars_out[LOSS], scalars_out[PV], scalars_out[VV]
         if record < record_steps.size and record_steps[record] == t:
-            records_out[0, record] = loss
-            records_out[1, record] = q
-            records_out[2, record] = scalars_out[TIME]
+            _record(record, scalars_out, records_out)
             record += 1
         if not loss <= threshold:
             return DIVERGED, t

@@ -30,6 +30,7 @@ __all__ = [
     "precisions",
     "status_and_step",
     "three_counts",
+    "tuple_of",
     "uint64",
     "vector",
     "vector32",
@@ -67,6 +68,14 @@ status_and_step = _types.UniTuple(int64, 2)
 three_counts = _types.UniTuple(int64, 3)
 float64_pair = _types.UniTuple(float64, 2)
 four_words = _types.UniTuple(uint64, 4)
+
+
+def tuple_of(*members: object) -> Any:
+    """Type of a tuple of arguments that go together.
+
+    A plain one: the names of classes would go into the cache's index, which cannot be read any more when they change.
+    """
+    return _types.Tuple(members)
 
 
 def jit(

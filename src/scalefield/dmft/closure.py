@@ -83,6 +83,8 @@ class Closure:
         Steps done.
     diverged : bool
         Whether the loss has left the finite range, at `step`.
+    run : ClosureRun
+        Nodes, in blocks of LANES with nodes of mass 0 at the end, and settings, as kernels take them.
     """
 
     def __init__(
@@ -97,20 +99,30 @@ class Closure:
         largest_loss: float = np.inf,
         basis: Array | None = None,
     ) -> None:
-        from scalefield._native.closure_steps import FIELD_WORK, LANES, LOSS, SCALARS, SOURCE_WORK, VV
+        from scalefield._native.closure_steps import FIELD_WORK, LANES, LOSS, SCALARS, SOURCE_WORK, VV, ClosureRun
 
         self.order = order
-        self.gamma = gamma
         self.step = 0
         self.diverged = False
-        self._settings = (learning_rate, gamma, inverse_batch, noise_power, measure.atom, largest_loss)
 
         s, mu = _padded(measure.source_eigenvalues, measure.source_power, LANES)
         x, rho = _padded(measure.eigenvalues, measure.weights, LANES)
         gain = mu * s
         self._n_source = measure.source_eigenvalues.size
-        self._n_trace = measure.eigenvalues.size
-        self._measure = (s, mu, gain, x, rho * x, rho * x**2)
+        self.run = ClosureRun(
+            learning_rate=float(learning_rate),
+            gamma=float(gamma),
+            inverse_batch=float(inverse_batch),
+            noise_power=float(noise_power),
+            atom=float(measure.atom),
+            threshold=float(largest_loss),
+            eigenvalues=s,
+            power=mu,
+            gain=gain,
+            noise_eigenvalues=x,
+            noise_weights=rho * x,
+            noise_gain=rho * x**2,
+        )
         self._variance = np.zeros(x.size)
         # p = 0 and v = 1
         self._scalars = np.zeros(SCALARS)
@@ -140,17 +152,16 @@ class Closure:
         p, v = (array[: self._n_source].copy() for array in self._means)
         if self._balanced:
             # Order 0 carries s pbar.
-            p /= self._measure[0][: self._n_source]
+            p /= self.run.eigenvalues[: self._n_source]
         return p, v
 
     @property
     def balanced_state(self) -> tuple[Array, Array, float, float]:
-        """Of order 0: 1 - y at the source nodes, V at the trace nodes, q, and the effective time."""
+        """Of order 0: 1 - y and V at the nodes of `run`, q, and the effective time."""
         from scalefield._native.closure_steps import GROWTH, TIME
 
-        unlearned = self._means[1][: self._n_source].copy()
-        variance = self._variance[: self._n_trace].copy()
-        return unlearned, variance, float(self._scalars[GROWTH]), float(self._scalars[TIME])
+        state = self._means[1].copy(), self._variance.copy()
+        return *state, float(self._scalars[GROWTH]), float(self._scalars[TIME])
 
     @property
     def sharpness(self) -> float:
@@ -164,9 +175,8 @@ class Closure:
         """
         from scalefield._native.closure_steps import GROWTH, PV
 
-        learning_rate, gamma = self._settings[:2]
-        n = self._n_source
-        s, _, gain = (array[:n] for array in self._measure[:3])
+        learning_rate, gamma, n = self.run.learning_rate, self.run.gamma, self._n_source
+        s, gain = self.run.eigenvalues[:n], self.run.gain[:n]
         q, overlap = self._scalars[GROWTH], self._scalars[PV]
         # In the coordinates sqrt(k) x the inner product of means is the plain one.
         p = np.sqrt(gain) * self.means[0]
@@ -193,8 +203,7 @@ class Closure:
             status, reached = advance_balanced(
                 self.step,
                 step,
-                *self._settings,
-                *self._measure,
+                self.run[:],
                 *self._means,
                 self._variance,
                 self._scalars,
@@ -205,8 +214,7 @@ class Closure:
             status, reached = advance_defect(
                 self.step,
                 step,
-                *self._settings,
-                *self._measure,
+                self.run[:],
                 *self._basis,
                 *self._means,
                 self._product,
@@ -226,7 +234,7 @@ class Closure:
             steps=record_steps[kept],
             loss=loss,
             growth=growth,
-            kernel_scale=1.0 + self.gamma * growth,
+            kernel_scale=1.0 + self.run.gamma * growth,
             effective_time=time,
             diverged_at=reached if self.diverged else None,
         )

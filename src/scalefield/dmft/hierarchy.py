@@ -273,14 +273,14 @@ def _in_log_time(
 ) -> tuple[str, Array, Array, float]:
     """Continue order 0 beyond the steps taken: (status, loss, kernel scale, effective time)."""
     unlearned, variance, growth, reached = closure.balanced_state
-    s, power, x, weights = (
-        np.array(a) for a in (nodes.source_eigenvalues, nodes.source_power, nodes.eigenvalues, nodes.weights)
-    )
     start, times = float(closure.step), late.astype(np.float64)
     if not model.is_rich:
         from scalefield._native.causal_panels import chebyshev_points, monomial_matrix
         from scalefield._native.lazy_panels import DIVERGED, OK, march_lazy
 
+        s, power, x, weights = (
+            np.array(a) for a in (nodes.source_eigenvalues, nodes.source_power, nodes.eigenvalues, nodes.weights)
+        )
         loss = np.zeros(late.size)
         status, count = march_lazy(
             s,
@@ -295,8 +295,8 @@ def _in_log_time(
             _LAZY_RTOL,
             chebyshev_points(),
             monomial_matrix(),
-            unlearned,
-            variance,
+            unlearned[: s.size],
+            variance[: x.size],
             start,
             times,
             loss,
@@ -307,23 +307,8 @@ def _in_log_time(
         from scalefield._native.closure_drift import DIVERGED, OK, march_balanced
 
         records = np.zeros((3, late.size))
-        status, count = march_balanced(
-            s,
-            power,
-            x,
-            weights,
-            model.learning_rate,
-            model.gamma,
-            model.inverse_batch_size,
-            model.label_noise**2,
-            nodes.atom,
-            model.largest_loss,
-            _RICH_RTOL,
-            unlearned,
-            variance,
-            np.array([start, growth, reached]),
-            times,
-            records,
+        status, count, _ = march_balanced(
+            closure.run[:], _RICH_RTOL, unlearned, variance, np.array([start, growth, reached]), times, records
         )
         loss, kernel_scale = records[0], 1.0 + model.gamma * records[1]
         if status == OK:
