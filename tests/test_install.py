@@ -132,7 +132,7 @@ def fresh_import(folder: Path) -> dict:
 
 
 def test_import_is_light(tmp_path):
-    """0.3 s of the processor beyond numpy and scipy, as the best of five: others wait for what else the machine does."""
+    """0.3 s of the processor beyond numpy and scipy, as the best of five: caches may be cold at first."""
     runs = []
     for _ in range(5):
         runs.append(fresh_import(tmp_path))

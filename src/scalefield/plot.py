@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,14 +17,30 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from scalefield.kernels.source_capacity import SourceCapacityFit
+    from scalefield.networks import DeepNetworkRuns, LinearNetworkFlow, LinearNetworkRuns, MultilayerTraining
 
-__all__ = ["loss_curves", "spectrum_fit"]
+__all__ = ["loss_curves", "spectrum_fit", "training_curves"]
 
 # Okabe-Ito colours: distinct in print and for colour-blind readers; black is the theory's.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _SYMBOLS = {
     "width": "N",
     "gamma": r"\gamma",
+    "learning_rate": r"\eta",
+    "batch_size": "B",
+    "label_noise": r"\sigma",
+}
+# Of trained networks, by attribute, or attribute of the task; None for words.
+_NETWORK_SYMBOLS = {
+    "architecture": None,
+    "objective": None,
+    "gamma": r"\gamma",
+    "width": "N",
+    "depth": "L",
+    "activation_power": "p",
+    "exponent": "q",
+    "alpha": r"\alpha",
+    "beta": r"\beta",
     "learning_rate": r"\eta",
     "batch_size": "B",
     "label_noise": r"\sigma",
@@ -124,6 +140,101 @@ def loss_curves(*solutions: DMFTSolution | FlowSolution | Simulation, ax: Axes |
     ax.set_xlabel(r"$\tau$ = learning rate $\times$ step" if flow_alone else "step")
     with_train = any(getattr(solution, "train_loss", None) is not None for solution in solutions)
     ax.set_ylabel("loss" if with_train else "test loss")
+    ax.grid(True, which="major", linewidth=0.4, alpha=0.5)
+    ax.legend(frameon=False)
+    return ax
+
+
+def training_curves(
+    *results: LinearNetworkRuns | MultilayerTraining | DeepNetworkRuns | LinearNetworkFlow | FlowSolution,
+    ax: Axes | None = None,
+) -> Axes:
+    r"""Draw test losses of trained networks against tau = learning rate x step, beside gradient flow.
+
+    Parameters
+    ----------
+    *results : LinearNetworkRuns, MultilayerTraining, DeepNetworkRuns, LinearNetworkFlow or FlowSolution
+        At least one. Trainings are drawn as the mean over runs with a band of two standard errors, a colour each;
+        gradient flow dashed, in the colour of the training of linear networks that it is the limit of, else black.
+        Step 0 has no place on a logarithmic axis and is left out.
+    ax : matplotlib Axes, optional
+        Where to draw; a new figure if None.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        With axis labels and a legend, whose labels have what differs between results of a kind.
+
+    Raises
+    ------
+    TypeError
+        If an argument is none of these.
+    ValueError
+        If there is none.
+
+    Examples
+    --------
+    >>> import matplotlib; matplotlib.use("Agg")
+    >>> import scalefield as sf
+    >>> task = sf.networks.CircleTask(1.0, n_modes=255)
+    >>> trained = [
+    ...     sf.networks.train_multilayer(task, width=32, gamma=gamma, n_steps=50, n_seeds=2, seed=0)
+    ...     for gamma in (0.1, 1.0)
+    ... ]
+    >>> lazy = sf.solve_gradient_flow(sf.Model(task.spectrum()), trained[0].times)
+    >>> ax = sf.plot.training_curves(*trained, lazy)
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['$\\gamma = 0.1$ (2 runs, $\\pm$ 2 s.e.)', '$\\gamma = 1$ (2 runs, $\\pm$ 2 s.e.)', 'gradient flow']
+    """
+    from scalefield.networks import DeepNetworkRuns, LinearNetworkFlow, LinearNetworkRuns, MultilayerTraining
+
+    if not results:
+        raise ValueError("results must name at least one result, got none")
+    trained = (LinearNetworkRuns, MultilayerTraining, DeepNetworkRuns)
+    for result in results:
+        if not isinstance(result, (*trained, LinearNetworkFlow, FlowSolution)):
+            raise TypeError(
+                "results must be LinearNetworkRuns, MultilayerTraining, DeepNetworkRuns, LinearNetworkFlow or "
+                f"FlowSolution objects, got {result!r} of type {type(result).__name__}"
+            )
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        ax = plt.subplots(figsize=(5.2, 3.9), layout="constrained")[1]
+    trainings = [result for result in results if isinstance(result, trained)]
+    settings = [_network_parameters(training) for training in trainings]
+    for index, (training, own) in enumerate(zip(trainings, settings, strict=True)):
+        runs = f"{training.n_runs} runs, $\\pm$ {BAND:g} s.e." if training.n_runs > 1 else ""
+        label = _differing(own, settings) or "training"
+        kept = training.steps > 0
+        _draw_band(
+            ax, (training.learning_rate * training.steps)[kept], training.mean[kept], training.standard_error[kept],
+            color=COLOURS[index % len(COLOURS)], linewidth=1.6, label=f"{label} ({runs})" if runs else label,
+        )  # fmt: skip
+    for kind in (LinearNetworkFlow, FlowSolution):
+        flows = [result for result in results if isinstance(result, kind)]
+        settings = [_network_parameters(flow) for flow in flows]
+        for flow, own in zip(flows, settings, strict=True):
+            limits = [
+                index
+                for index, training in enumerate(trainings)
+                if isinstance(flow, LinearNetworkFlow)
+                and isinstance(training, LinearNetworkRuns)
+                # The spectrum of one may go on where the other's ends.
+                and _same(own, _network_parameters(training), ("gamma", "alpha", "beta"))
+            ]
+            colour = COLOURS[limits[0] % len(COLOURS)] if limits else "black"
+            label = _differing(own, settings)
+            kept = flow.times > 0.0
+            ax.plot(
+                flow.times[kept], flow.loss[kept], "--", color=colour, linewidth=1.4, zorder=3,
+                label="gradient flow" + (f", {label}" if label else ""),
+            )  # fmt: skip
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    _label_decades(ax)
+    ax.set_xlabel(r"$\tau$ = learning rate $\times$ step")
+    ax.set_ylabel("test loss")
     ax.grid(True, which="major", linewidth=0.4, alpha=0.5)
     ax.legend(frameon=False)
     return ax
@@ -241,12 +352,31 @@ def _draw_band(ax: Axes, steps: Any, mean: Any, error: Any, **style: Any) -> Non
 
 def _differing_parameters(model: Model, models: Sequence[Model]) -> str:
     """Name the parameters in which `models` differ, with this model's values."""
+    every = [{name: getattr(other, name) for name in _SYMBOLS} for other in models]
+    return _differing({name: getattr(model, name) for name in _SYMBOLS}, every)
+
+
+def _network_parameters(result: Any) -> dict[str, Any]:
+    """What a training, or gradient flow, may differ in from another."""
+    found: dict[str, Any] = {}
+    owner = getattr(result, "model", result)
+    for source in (owner, getattr(owner, "task", None), getattr(owner, "spectrum", None)):
+        found |= {name: getattr(source, name) for name in _NETWORK_SYMBOLS if hasattr(source, name)}
+    return found
+
+
+def _same(own: Mapping[str, Any], other: Mapping[str, Any], names: Sequence[str]) -> bool:
+    return all(own.get(name) == other.get(name) for name in names)
+
+
+def _differing(own: Mapping[str, Any], every: Sequence[Mapping[str, Any]]) -> str:
+    """The parameters that are not the same in all, with one's own values."""
     parts = []
-    for name, symbol in _SYMBOLS.items():
-        value = getattr(model, name)
-        if any(getattr(other, name) != value for other in models):
-            shown = r"\infty" if value == np.inf else f"{value:g}"
-            parts.append(rf"${symbol} = {shown}$")
+    for name, value in own.items():
+        if any(other.get(name) != value for other in every):
+            symbol = _SYMBOLS.get(name) or _NETWORK_SYMBOLS[name]
+            shown = value if isinstance(value, str) else r"\infty" if value == np.inf else f"{value:g}"
+            parts.append(rf"${symbol} = {shown}$" if symbol else shown)
     return ", ".join(parts)
 
 
