@@ -116,6 +116,56 @@ def test_infinite_width_agrees_with_a_general_integrator(task, gamma):
     np.testing.assert_allclose(solution.learned_fraction(probes), expected["probes"], rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.parametrize("gamma", [0.1, 4.0, 1e3])
+@pytest.mark.parametrize("task", ["power law", "easy", "one mode"])
+def test_the_end_of_finite_spectra_keeps_its_digits(task, gamma):
+    """Losses to 1e-55 of the first, where they fall exponentially, at the flow's own rtol.
+
+    With u as the time, a = 1 + gamma mu(r^2/s), g = a^{-1/2} and d = g - r, the equations r' = s d and
+    d' = -gamma a^{-3/2} mu(r d) - s d have d on the right of either: an integrator without an absolute error keeps all
+    digits of d, however small. A single mode pulls g and itself faster than its rate s: what the flow gets from the
+    panels of g then falls with s alone, from 1e-9 of the loss where it began. That is the absolute 1e-25.
+    """
+    s, mass = positive_modes(TASKS[task])
+    n = s.size
+
+    def slope(_, x):
+        r, d = x[:n], x[n : 2 * n]
+        a = 1.0 + gamma * (mass @ (r * r / s))
+        return np.concatenate([s * d, -gamma * a**-1.5 * (mass @ (r * d)) - s * d, [1.0 / a]])
+
+    u = np.geomspace(1.0, 68.0, 12) / s.min()
+    start = np.concatenate([np.zeros(n), np.ones(n), [0.0]])
+    result = solve_ivp(slope, (0.0, u[-1]), start, "DOP853", u, rtol=1e-12, atol=1e-50)
+    assert result.success
+    deviation = result.y[n : 2 * n] / (result.y[:n] + result.y[n : 2 * n])
+    solution = sf.solve_gradient_flow(sf.Model(TASKS[task], gamma=gamma), result.y[2 * n])
+    assert solution.loss[-1] < 1e-55 * solution.loss[0]
+    atol = 1e-25 * mass.sum() if n == 1 else 0.0
+    np.testing.assert_allclose(solution.loss, mass @ deviation**2, rtol=1e-8, atol=atol)
+
+
+@pytest.mark.parametrize("n_modes", [60, 400, 10**5])
+def test_nodes_of_finite_power_laws_end_with_an_absolute_error(n_modes):
+    """What the docstring says of losses below 1e-17 of the first; lazily, against the sum over modes."""
+    spectrum = sf.PowerLawSpectrum(2.0, 0.5, n_modes=n_modes)
+    s, mass = positive_modes(spectrum)
+    times = np.array([1.0, 3.0, 8.0, 16.0, 24.0, 33.0, 60.0]) / s.min()
+    solution = sf.solve_gradient_flow(sf.Model(spectrum, gamma=0.0), times)
+    expected = np.exp(-2.0 * np.outer(times, s)) @ mass
+    assert expected[-1] < 1e-50
+    np.testing.assert_allclose(solution.loss, expected, rtol=1e-8, atol=1e-25 * mass.sum())
+
+
+def test_nothing_is_left_in_the_end():
+    """No floor of rounding, and no error where exponentials vanish."""
+    spectrum = sf.PowerLawSpectrum(2.0, 0.5, n_modes=40)
+    for gamma in (0.0, 1e-3, 1.0):
+        flow = sf.solve_gradient_flow(sf.Model(spectrum, gamma=gamma), [1e4, 1e7, 1e12])
+        assert flow.loss[0] > 0.0
+        np.testing.assert_array_equal(flow.loss[1:], 0.0)
+
+
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 10.0])
 @pytest.mark.parametrize("width", [1, 4, 15])
 def test_finite_width_agrees_with_a_general_integrator_on_real_nodes(width, gamma):

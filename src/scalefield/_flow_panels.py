@@ -25,9 +25,16 @@ _PANEL_FLOOR = 3e-12
 
 
 def march_panels(
-    gamma: float, s: Array, mass: Array, ray: ComplexArray, ray_weight: ComplexArray, end: float, rtol: float
+    gamma: float,
+    s: Array,
+    mass: Array,
+    ray: ComplexArray,
+    ray_weight: ComplexArray,
+    end: float,
+    rtol: float,
+    atom: float = 0.0,
 ) -> dict[str, Any]:
-    """Panels of g until tau = end for a source measure on real nodes and a ray."""
+    """Panels of g until tau = end for a source measure on real nodes and a ray, beside an atom at 0."""
     from scalefield._native.causal_panels import N_POINTS, chebyshev_points, monomial_matrix, series_matrix
     from scalefield._native.gradient_flow import march_flow
 
@@ -40,6 +47,7 @@ def march_panels(
         mass,
         ray,
         ray_weight,
+        atom,
         gamma,
         end,
         0.1 / max(float(s[0]), growth),

@@ -225,8 +225,10 @@ def solve_gradient_flow(
         Average over the initial features A(0) (default: the deterministic equivalent), or the seed of one realised
         A(0), that of run 0 of ``simulate(model, ..., seed)``; offline also over the samples, or of those of run 0.
     rtol : float
-        Relative accuracy of the loss, 1e-10 to 0.01 (default 1e-8). Train losses, which fall exponentially where all
-        samples can be fitted, have it beside 1e-4 of the first one, or an absolute 1e-12 of that.
+        Relative accuracy of the loss, 1e-10 to 0.01 (default 1e-8). Losses below 1e-17 of the first one, at the
+        exponential end of finite spectra, have it beside an absolute 1e-25 of that. Train losses, which fall
+        exponentially where all samples can be fitted, have it beside 1e-4 of the first one, or an absolute 1e-12 of
+        that.
 
     Returns
     -------
@@ -360,7 +362,7 @@ class AveragedFlow:
         self.error = measure.error
         self._measure = measure
         self._panels = march_panels(
-            gamma, measure.s, measure.mass, measure.contour_s, measure.contour_weight, end, rtol
+            gamma, measure.s, measure.mass, measure.contour_s, measure.contour_weight, end, rtol, measure.atom
         )
 
     def loss(self, times: Array) -> Array:
@@ -444,9 +446,7 @@ def _real_measure(measure: SpectralMeasure, horizon: float, rtol: float) -> _Flo
     if present.any():
         s, mass, error = condense(s[present], mass[present], horizon, rtol, measure.atom)
     none = np.zeros(0, dtype=np.complex128)
-    return _FlowMeasure(
-        s, mass, measure.atom, none, none, first_moment, trace_square, max(measure.error, error)
-    )
+    return _FlowMeasure(s, mass, measure.atom, none, none, first_moment, trace_square, max(measure.error, error))
 
 
 def _contour_measure(equivalent: DeterministicEquivalent, horizon: float, rtol: float) -> _FlowMeasure:
@@ -480,7 +480,9 @@ def _solve_online(model: Model, times: Array, seed: int | None, horizon: float, 
         "atom": measure.atom,
         "first_moment": measure.first_moment,
         "trace_square": measure.trace_square,
-        **march_panels(model.gamma, measure.s, measure.mass, measure.contour_s, measure.contour_weight, end, rtol),
+        **march_panels(
+            model.gamma, measure.s, measure.mass, measure.contour_s, measure.contour_weight, end, rtol, measure.atom
+        ),
     }
 
 

@@ -67,6 +67,7 @@ __all__ = [
     "series_matrix",
     "surplus",
     "tail",
+    "tail_size",
 ]
 
 Array = NDArray[np.float64]
@@ -269,14 +270,21 @@ def ray_decay_factors(nu: Array, n_large: int, points: Array, real_out: Array, i
 
 
 @jit(float64(vector))
-def tail(values: Array) -> float:
-    """Size of the two highest Chebyshev coefficients of values at the points, relative to the last value."""
+def tail_size(values: Array) -> float:
+    """Size of the two highest Chebyshev coefficients of values at the points."""
     last, second = 0.0, 0.0
     for i in range(N_POINTS):
         weight = (0.5 if i == 0 or i == DEGREE else 1.0) / DEGREE
         last += weight * (1.0 if (DEGREE - i) % 2 == 0 else -1.0) * values[i]
         second += 2.0 * weight * np.cos((DEGREE - 1) * np.pi * (DEGREE - i) / DEGREE) * values[i]
-    size: float = max(abs(last), 0.2 * abs(second)) / abs(values[DEGREE])
+    size: float = max(abs(last), 0.2 * abs(second))
+    return size
+
+
+@jit(float64(vector))
+def tail(values: Array) -> float:
+    """`tail_size` relative to the last value."""
+    size: float = tail_size(values) / abs(values[DEGREE])
     return size
 
 

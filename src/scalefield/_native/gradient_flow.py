@@ -37,6 +37,7 @@ from scalefield._native.causal_panels import (
     response_series,
     surplus,
     tail,
+    tail_size,
 )
 from scalefield._native.jit import (
     complex_matrix,
@@ -64,6 +65,9 @@ ITERATIONS = 60
 ROUNDING = 1e-9
 # Components of which s u is above it when a panel starts count as learned; panels are no longer than u.
 LEARNED = 1.0
+# Of 1 - y where the loss is: below it the end of training is followed relative to what is left, and below the other one
+# without the drive, which is nothing then.
+LATE, NEGLIGIBLE = 1e-2, 1e-140
 # Places from which a panel's first guess is extrapolated, and the ratio of their u.
 HISTORY, SPACING = 8, 2.0
 
@@ -108,6 +112,53 @@ def _readout(
         a, b = ray_real[q], ray_imag[q]
         total += power_real[q] * (2.0 * a * b) + power_imag[q] * (a * a - b * b)
     return total / (g * g)
+
+
+@jit(float64(int64, vector, float64, float64, vector))
+def _what_is_left(n_learned: int, mass: Array, atom: float, g: float, x: Array) -> float:
+    """Root mean square of 1 - y over the loss: [mu((1 - y)^4)/mu((1 - y)^2)]^{1/2}, the atom's y being 0; no rays."""
+    largest = 1.0 if atom > 0.0 else 0.0
+    for q in range(mass.shape[0]):
+        if mass[q] != 0.0:
+            largest = max(largest, abs(x[q] / g if q < n_learned else 1.0 - x[q] / g))
+    if largest == 0.0:
+        return 0.0
+    square, fourth = 0.0, 0.0
+    if atom > 0.0:
+        square, fourth = atom / largest**2, atom / largest**4
+    for q in range(mass.shape[0]):
+        relative = (x[q] / g if q < n_learned else 1.0 - x[q] / g) / largest
+        square += mass[q] * relative**2
+        fourth += mass[q] * relative**4
+    if not (square > 0.0 and fourth > 0.0):
+        return 1.0
+    left: float = largest * np.sqrt(fourth / square)
+    return left
+
+
+@jit(float64(int64, vector, float64, float64, vector, float64, vector, float64))
+def _gain(
+    n_learned: int, power: Array, gamma: float, g: float, x: Array, g_start: float, x_start: Array, n_start: float
+) -> float:
+    """g - g_start as the readout says, from differences throughout: right relative to its own size.
+
+    With n = mu(y^2/s) and R = (1 + 4 gamma n)^{1/2}, g^2 = 2/(1 + R),
+
+        n - n' = mu((y - y')(y + y')/s) ,  R - R' = 4 gamma (n - n')/(R + R') ,
+        g - g' = -2 (R - R')/[(1 + R)(1 + R')(g + g')] .
+    """
+    change = 0.0
+    for q in range(power.shape[0]):
+        here, before = x[q] / g, x_start[q] / g_start
+        if q < n_learned:
+            change += power[q] * (before - here) * (2.0 - here - before)
+        else:
+            change += power[q] * (here - before) * (here + before)
+    root_start, root = np.sqrt(1.0 + 4.0 * gamma * n_start), np.sqrt(1.0 + 4.0 * gamma * (n_start + change))
+    above = 4.0 * gamma * change / (root + root_start)
+    g_new = np.sqrt(2.0 / (1.0 + root))
+    rise: float = -2.0 * above / ((1.0 + root) * (1.0 + root_start) * (g_new + g_start))
+    return rise
 
 
 @jit(void(vector, int64, three_counts, vector, *[matrix] * 5))
@@ -218,6 +269,7 @@ def _extrapolate(
         float64,
         float64,
         float64,
+        float64,
         vector,
         matrix,
         matrix,
@@ -232,6 +284,7 @@ def march_flow(
     mass: Array,
     ray_s: ComplexArray,
     ray_weight: ComplexArray,
+    atom: float,
     gamma: float,
     end: float,
     first_length: float,
@@ -246,8 +299,8 @@ def march_flow(
 ) -> tuple[int, int]:
     """Panels from u = 0 until tau = end; returns (status, number of panels), status 1 if that cannot be done.
 
-    Rates s decreasing, rays by decreasing |s|. Entry j of the outputs: start and length of panel j in u, tau at its
-    start, and the coefficients of g in powers of x in [-1, 1].
+    Rates s decreasing, rays by decreasing |s|; atom: power that is never learned. Entry j of the outputs: start and
+    length of panel j in u, tau at its start, and the coefficients of g in powers of x in [-1, 1].
     """
     n_rates, n_rays = s.shape[0], ray_s.shape[0]
     g = np.ones(N_POINTS)
@@ -269,6 +322,8 @@ def march_flow(
     last_error = np.inf
     residual, last_residual = np.zeros(N_POINTS), np.zeros(N_POINTS)
     relaxation = 1.0
+    # g - g(start), which is what drives components.
+    rise = np.zeros(N_POINTS)
     while tau < end:
         if panel == start_out.shape[0]:
             return 1, panel
@@ -280,6 +335,12 @@ def march_flow(
             n_learned, n_ray_learned = _count_learned(s, u, length), _count_learned(ray_size, u, length)
             x[0], ray_real[0], ray_imag[0] = 0.0, 0.0, 0.0
             x[0, :n_learned], ray_real[0, :n_ray_learned] = 1.0, 1.0
+        # All that can be learned is learned but for little: that, and g, end exponentially. Their digits are those of
+        # differences of g, and the accuracy asked for is relative to what is left.
+        is_late, left = False, 1.0
+        if n_rays == 0 and gamma > 0.0 and u > 0.0:
+            left = _what_is_left(n_learned, mass, atom, g[0], x[0])
+            is_late = left < LATE
         for k in range(n_rates):
             z[k] = s[k] * length
         for k in range(n_rays):
@@ -288,13 +349,22 @@ def march_flow(
         ray_kinds = count_kinds(ray_size[:n_ray_learned], length)
         decay_factors(z, kinds[0], points, decay)
         ray_decay_factors(ray_z, ray_kinds[0], points, ray_decay_real, ray_decay_imag)
-        _extrapolate(u, length, panel, start_out, length_out, coefficients_out, points, g)
+        if is_late:
+            g[1:] = g[0]
+            n_start = _readout(
+                n_learned, n_ray_learned, power, power_real, power_imag, g[0], x[0], ray_real[0], ray_imag[0]
+            )
+        else:
+            _extrapolate(u, length, panel, start_out, length_out, coefficients_out, points, g)
+            n_start = 0.0
+        for i in range(1, N_POINTS):
+            rise[i] = g[i] - g[0]
         for iteration in range(ITERATIONS):
             for n in range(N_POINTS):
                 # Relative to the start, so that constants keep all their digits.
                 coefficients[n] = g[0] if n == 0 else 0.0
                 for i in range(1, N_POINTS):
-                    coefficients[n] += to_monomials[n, i] * (g[i] - g[0])
+                    coefficients[n] += to_monomials[n, i] * rise[i]
             apply_series(coefficients, series, small, large, direct)
             _components(z, n_learned, kinds, points, small, large, direct, decay, x)
             _ray_components(
@@ -302,7 +372,13 @@ def march_flow(
                 ray_real, ray_imag,
             )  # fmt: skip
             change = 0.0
-            if gamma > 0.0:
+            if is_late and left > NEGLIGIBLE:
+                left = _what_is_left(n_learned, mass, atom, g[DEGREE], x[DEGREE])
+                for i in range(1, N_POINTS):
+                    new = _gain(n_learned, power, gamma, g[i], x[i], g[0], x[0], n_start)
+                    residual[i] = new - rise[i]
+                    change = max(change, abs(residual[i]) / (g[0] * max(left, NEGLIGIBLE)))
+            elif gamma > 0.0 and not is_late:
                 for i in range(1, N_POINTS):
                     n_i = _readout(
                         n_learned, n_ray_learned, power, power_real, power_imag, g[i], x[i], ray_real[i], ray_imag[i]
@@ -325,9 +401,10 @@ def march_flow(
                 relaxation = 1.0
             for i in range(1, N_POINTS):
                 g[i] += relaxation * residual[i]
+                rise[i] = rise[i] + relaxation * residual[i] if is_late else g[i] - g[0]
                 last_residual[i] = residual[i]
         # What the polynomial leaves out.
-        error = tail(g)
+        error = tail_size(rise) / (g[0] * max(left, NEGLIGIBLE)) if is_late else tail(g)
         converged = change < max(tolerance, ROUNDING)
         # A polynomial of this degree improves fast with shorter panels: what does not is rounding.
         rounding = error < ROUNDING and error > 0.5 * last_error
@@ -431,6 +508,7 @@ def evaluate(
     small, large = np.zeros((N_POINTS, TERMS)), np.zeros((N_POINTS, DEGREE))
     direct = np.zeros((N_POINTS, SHORT))
     small_here, large_here, direct_here = np.zeros(TERMS), np.zeros(DEGREE), np.zeros(SHORT)
+    differences = np.zeros(N_POINTS)
     x, decay = np.zeros((N_POINTS, n_rates)), np.empty((N_POINTS, n_rates))
     real, imag = np.zeros((N_POINTS, n_rays)), np.zeros((N_POINTS, n_rays))
     decay_real, decay_imag = np.empty((N_POINTS, n_rays)), np.empty((N_POINTS, n_rays))
@@ -474,10 +552,12 @@ def evaluate(
                 i += 1
             left = points[i - 1]
             from_start, gap = 0.5 * (at - points[0]), 0.5 * (at - left)
-            panel_series(coefficients[panel], at, 0.0, False, large_here)
+            # Of differences alone: a constant would take their digits.
+            differences[1:] = coefficients[panel, 1:]
+            panel_series(differences, at, 0.0, False, large_here)
             small_here[:] = 0.0
             if gap > 0.0:
-                interval_series(coefficients[panel], left, at, 0.0, False, small_here)
+                interval_series(differences, left, at, 0.0, False, small_here)
             response_series(small_here, _polynomial(coefficients[panel], left), direct_here)
             for q in range(n_rates):
                 exponent = z[q] * (from_start if q < kinds[0] else gap)

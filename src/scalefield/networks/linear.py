@@ -53,7 +53,7 @@ def solve_linear_network_flow(
     times : array_like, shape (T,)
         tau = learning rate x step of `train_linear_network`, increasing, at least 0.
     rtol : float
-        Relative accuracy of the loss, 1e-10 to 0.01 (default 1e-8).
+        Relative accuracy of the loss, 1e-10 to 0.01 (default 1e-8), as that of `solve_gradient_flow`.
 
     Returns
     -------
