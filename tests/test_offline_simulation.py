@@ -190,6 +190,16 @@ def test_threads_share_a_call_of_the_kernel(monkeypatch, calls, batch_size):
     assert sorted(calls) == [(thread, 0, 0) for thread in range(3)]
 
 
+def test_short_calls_are_not_shared(monkeypatch, calls):
+    """A call of one step, here of some 0.3 ms, would take longer to start its threads."""
+    monkeypatch.setenv("SCALEFIELD_NUM_THREADS", "2")
+    worker = literal_worker(make(spectrum=sf.PowerLawSpectrum(1.3, 0.7, n_modes=9000)), 39)
+    assert worker.shared.threads_per_run == 2
+    assert worker.advance(0, 0, 1, np.empty(1)) == (0, 1)
+    assert worker.advance(0, 1, 40, np.empty(39)) == (0, 40)
+    assert sorted(calls) == [(0, 0, 0), (0, 1, 0), (1, 1, 0)]
+
+
 @pytest.mark.parametrize("width", [24, math.inf])
 def test_an_observed_step_is_not_begun_again(calls, width):
     """Its residuals are those of the state, unless this has been written into or another run begun."""

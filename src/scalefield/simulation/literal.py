@@ -25,6 +25,9 @@ Array = NDArray[np.float64]
 
 # Elementary operations of a step from which its passes are shared among threads: some 0.3 ms.
 _SHARED_WORK = 2e6
+# Calls of the kernel are shared from this many times as much on: starting threads takes some 0.1 ms, on a busy machine
+# 1 ms, and runs that record every step make a call of each.
+_SHARED_CALL = 10.0
 # Batches up to this size are kept between the two passes over them; larger ones only if A(0) is larger still.
 _KEPT_BATCH_BYTES = 2**26
 # Data sets up to this size are held; of larger ones only those that batches are drawn from, or no larger than A(0).
@@ -244,13 +247,14 @@ class LiteralWorker:
         *,
         errors_known: bool = False,
     ) -> tuple[int, int]:
-        """`literal_steps.advance`, by as many threads as a run has."""
+        """`literal_steps.advance`, by as many threads as a run has if that is worth it."""
         from scalefield._native import literal_steps, rng
         from scalefield._native.team import BARRIER_SIZE
 
         shared, plan = self.shared, self.shared.plan
-        model, n_threads = plan.model, shared.threads_per_run
-        batch = shared.sizes.batch
+        model, batch = plan.model, shared.sizes.batch
+        is_long = (t_last - t_first) * shared.work_per_step >= _SHARED_CALL * _SHARED_WORK
+        n_threads = shared.threads_per_run if is_long else 1
         barrier = np.zeros(BARRIER_SIZE, dtype=np.int64)
 
         def steps(thread: int) -> tuple[int, int]:
