@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import scalefield as sf
 
 SEED = 0
 
 
-def _model(n_modes: int, width: int, gamma: float, batch_size: int) -> sf.Model:
+def _model(n_modes: int, width: int, gamma: float, batch_size: float) -> sf.Model:
     return sf.Model(sf.PowerLawSpectrum(1.5, 0.5, n_modes=n_modes), width=width, gamma=gamma, batch_size=batch_size)
 
 
@@ -15,6 +17,13 @@ def _model(n_modes: int, width: int, gamma: float, batch_size: int) -> sf.Model:
 LITERAL = {
     "N=1000 M=4000 B=32": (_model(4000, 1000, 1.0, 32), 20),
     "N=64 M=1797 B=32": (_model(1797, 64, 1.0, 32), 100),
+}
+
+# The same on fixed samples, all of them or batches.
+LITERAL_OFFLINE = {
+    "N=1000 M=4000 P=1000 B=32": (_model(4000, 1000, 1.0, 32).replace(n_samples=1000), 20),
+    "N=64 M=1797 P=500 B=inf": (_model(1797, 64, 1.0, math.inf).replace(n_samples=500), 50),
+    "N=64 M=500 P=64 B=16": (_model(500, 64, 1.0, 16).replace(n_samples=64), 200),
 }
 
 # Name: (model, steps in one timed call, precision, whether NumPy also takes the steps with M features).

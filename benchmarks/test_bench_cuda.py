@@ -25,6 +25,8 @@ from scalefield._memory import format_bytes
 from scalefield._projection import ENTRY_BYTES
 from scalefield.errors import BackendUnavailableError
 from scalefield.simulation import cuda
+from scalefield.simulation.cuda_literal import CudaLiteral
+from scalefield.simulation.cuda_reduced import CudaReduced
 from scalefield.simulation.plan import Plan
 from simulator import mend_simulator
 
@@ -89,7 +91,7 @@ class LiteralSteps:
     """Steps of one run, continued call by call."""
 
     def __init__(self, model: sf.Model, dtype: str, n_steps: int) -> None:
-        self.engine = cuda._Literal(make_plan(model, 1000 * n_steps, 1, "literal", dtype), gpu, None, None)
+        self.engine = CudaLiteral(make_plan(model, 1000 * n_steps, 1, "literal", dtype), gpu, None, None)
         self.n_steps, self.t = n_steps, 0
         self.engine.begin(0)
         gpu.synchronize()
@@ -201,7 +203,7 @@ def test_reduced_ensemble(benchmark, copy_bandwidth, case):
     def run() -> cuda.CudaRuns:
         return cuda.simulate_on_cuda(plan, reductions)
 
-    require_memory(n_runs * cuda._Reduced(plan, gpu, None, None, reductions).shape.entries_per_run * 8)
+    require_memory(n_runs * CudaReduced(plan, gpu, None, None, reductions).shape.entries_per_run * 8)
     benchmark.group = f"reduced ensembles, {n_steps} steps of {n_runs} runs"
     runs = benchmark.pedantic(run, rounds=3, warmup_rounds=1)
     assert runs.finished.all()

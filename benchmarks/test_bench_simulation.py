@@ -19,16 +19,19 @@ import numpy as np
 import pytest
 
 import scalefield as sf
-from cases_simulation import LITERAL, N_DEVIATES, REDUCED, SEED, SETUP
+from cases_simulation import LITERAL, LITERAL_OFFLINE, N_DEVIATES, REDUCED, SEED, SETUP
+from reference_offline import data_set
 from reference_simulation import REDUCED as REDUCED_STREAM
 from reference_simulation import REST as REST_STREAM
 from reference_simulation import initial_projection, losses, normals, stream_key, train
 from scalefield._native import rng
 from scalefield._threads import single_threaded_blas, thread_count
 from scalefield.simulation.literal import Literal
+from scalefield.simulation.offline import LiteralOffline
 from scalefield.simulation.plan import Plan
 from scalefield.simulation.reduced import Reduced
 from scalefield.simulation.reduction import Reduction, reduce_projection
+from scalefield.simulation.samples import batches_of
 
 Draw = Callable[[int], tuple[np.ndarray, np.ndarray]]
 
@@ -38,17 +41,24 @@ class Package:
 
     def __init__(self, model: sf.Model, n_steps: int, method: str, dtype: str) -> None:
         plan = Plan(model, n_steps, 1, SEED, method, np.arange(n_steps + 1), np.dtype(dtype))
-        shared = {"literal": Literal, "reduced": Reduced}[method](plan, np.zeros(1, dtype=np.uint8))
+        literal = LiteralOffline if model.is_offline else Literal
+        shared = {"literal": literal, "reduced": Reduced}[method](plan, np.zeros(1, dtype=np.uint8))
         shared.allocate()
         self.worker, self.n_steps = shared.worker(), n_steps
         with single_threaded_blas():
             assert self.worker.start(0)
         self.initial = {name: array.copy() for name, array in self.worker.state.items()}
 
-    def train(self) -> np.ndarray:
+    def train(self, *, observed: bool = False) -> np.ndarray:
+        """The steps in one call, or with the train loss of each."""
         for name, array in self.worker.state.items():
             array[...] = self.initial[name]
         loss = np.empty(self.n_steps)
+        if observed:
+            for t in range(self.n_steps):
+                self.worker.observe()
+                assert self.worker.advance(0, t, t + 1, loss[t:]) == (0, t + 1)
+            return loss
         status, step = self.worker.advance(0, 0, self.n_steps, loss)
         assert (status, step) == (0, self.n_steps)
         return loss
@@ -171,6 +181,43 @@ def test_literal_step(benchmark, case, engine):
         time_training(benchmark, runner, n_steps)
     else:
         benchmark.pedantic(runner.train, setup=lambda: ((runner.start(),), {}), rounds=5, warmup_rounds=1)
+
+
+class PlainOffline(PlainMixing):
+    """The run of the package: all samples, or its batches of them."""
+
+    def __init__(self, model: sf.Model, n_steps: int) -> None:
+        super().__init__(model, n_steps)
+        self.samples, noise = data_set(SEED, model.n_samples, self.eigenvalues)
+        self.noise = model.label_noise * noise
+        plan = Plan(model, n_steps, 1, SEED, "literal", np.arange(n_steps + 1), np.dtype(np.float64))
+        self.batches = batches_of(plan, 0, 0, n_steps)
+
+    def draws(self) -> Draw:
+        if self.batches.size == 0:
+            return lambda step: (self.samples, self.noise)
+        return lambda step: (self.samples[self.batches[step]], self.noise[self.batches[step]])
+
+
+@pytest.mark.parametrize("engine", ["package", "package, one thread", "package, train loss", "numpy, G"])
+@pytest.mark.parametrize("case", LITERAL_OFFLINE)
+def test_literal_offline_step(benchmark, monkeypatch, case, engine):
+    """With the train loss of every step as well, which at B = inf the step itself needs."""
+    model, n_steps = LITERAL_OFFLINE[case]
+    plain = PlainOffline(model, n_steps)
+    benchmark.group = f"{n_steps} literal steps offline, {case}"
+    if engine == "numpy, G":
+        time_training(benchmark, plain, n_steps)
+        return
+    if engine == "package, one thread":
+        monkeypatch.setenv("SCALEFIELD_NUM_THREADS", "1")
+    package, observed = Package(model, n_steps, "literal", "float64"), engine == "package, train loss"
+    np.testing.assert_allclose(package.train(observed=observed), plain.train(), rtol=1e-10)
+    with single_threaded_blas():
+        benchmark.pedantic(package.train, kwargs={"observed": observed}, rounds=5, warmup_rounds=1)
+    if benchmark.stats is not None:
+        benchmark.extra_info["ms_per_step"] = round(1e3 * benchmark.stats.stats.min / n_steps, 4)
+        benchmark.extra_info["threads"] = package.worker.shared.threads_per_run
 
 
 @cache

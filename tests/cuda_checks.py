@@ -23,8 +23,10 @@ from scalefield._native import gpu, gpu_literal, gpu_reduced, gpu_rng
 from scalefield._native.gpu import cuda as numba_cuda
 from scalefield._projection import ENTRY_BYTES
 from scalefield.errors import InsufficientMemoryError, Interrupted
-from scalefield.simulation import cuda
+from scalefield.simulation import cuda_engine
 from scalefield.simulation.cuda import simulate_on_cuda
+from scalefield.simulation.cuda_literal import CudaLiteral
+from scalefield.simulation.cuda_reduced import CudaReduced
 from scalefield.simulation.plan import Plan
 from simulator import mend_simulator
 
@@ -189,7 +191,7 @@ def free_memory_without_projection(monkeypatch, model, dtype):
     batch = 0 if math.isinf(model.batch_size) else model.batch_size
     shape = gpu_literal.Shape(model.spectrum.n_modes, model.width, batch, model.is_rich, dtype)
     room = np.dtype(dtype).itemsize * shape.others_size + ENTRY_BYTES * shape.projection_size // 2
-    monkeypatch.setattr(gpu, "free_memory", lambda: room / cuda._USABLE_MEMORY)
+    monkeypatch.setattr(gpu, "free_memory", lambda: room / cuda_engine.USABLE_MEMORY)
 
 
 def test_literal_with_more_threads(monkeypatch):
@@ -226,7 +228,7 @@ def test_projection_on_the_fly(monkeypatch, case, dtype):
     plan = make_plan(LITERAL[case], 2, dtype=dtype)
     stored = simulate_on_cuda(plan).losses
     free_memory_without_projection(monkeypatch, plan.model, dtype)
-    assert not cuda._Literal(plan, gpu, None, None).stored
+    assert not CudaLiteral(plan, gpu, None, None).stored
     np.testing.assert_array_equal(simulate_on_cuda(plan).losses, stored)
 
 
@@ -326,8 +328,8 @@ def test_reduced_in_turns_and_batches_made_twice(monkeypatch):
     together = simulate_on_cuda(plan, reductions).losses
     lean = gpu_reduced.ReducedShape(9, 6, True, False)
     room = 1.5 * (8 * lean.entries_per_run + 8 * 3)
-    monkeypatch.setattr(gpu, "free_memory", lambda: room / cuda._USABLE_MEMORY)
-    engine = cuda._Reduced(plan, gpu, None, None, reductions)
+    monkeypatch.setattr(gpu, "free_memory", lambda: room / cuda_engine.USABLE_MEMORY)
+    engine = CudaReduced(plan, gpu, None, None, reductions)
     assert (engine.at_a_time, engine.shape.kept) == (1, False)
     np.testing.assert_array_equal(simulate_on_cuda(plan, reductions).losses, together)
 
@@ -368,7 +370,7 @@ def test_nan_is_a_divergence():
 @pytest.mark.parametrize("method", ["literal", "reduced"])
 def test_interruption_and_progress(monkeypatch, method):
     """Ctrl-C between chunks keeps the finished run and what the second had; progress counts steps."""
-    monkeypatch.setattr(cuda, "_CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr(cuda_engine, "_CHUNK_SECONDS", 0.0)
     model = make(n_modes=12, width=4, gamma=0.0)
     reductions = [reduce(model, run) for run in range(2)]
     if method == "reduced":
@@ -396,7 +398,7 @@ def test_interruption_and_progress(monkeypatch, method):
 
 
 def test_stop(monkeypatch):
-    monkeypatch.setattr(cuda, "_CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr(cuda_engine, "_CHUNK_SECONDS", 0.0)
     stop = np.zeros(1, dtype=np.uint8)
 
     def progress(done: int, total: int) -> None:

@@ -6,12 +6,14 @@ the references of the tests; sums in another order leave some 1e-13.
 """
 
 import math
+import time
 
 import numpy as np
 import pytest
 
 import scalefield as sf
 from reference_simulation import initial_projection, normals, stream_key
+from scalefield._native import literal_steps
 from scalefield.errors import DivergenceError, Interrupted, StabilityWarning
 from scalefield.simulation import literal, offline
 from scalefield.simulation.plan import Plan
@@ -140,17 +142,114 @@ def test_samples_made_again_are_the_same(monkeypatch):
     assert held.loss.shape == again.loss.shape
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("batch_size", [6, math.inf])
 @pytest.mark.parametrize("method", ["literal", "reduced"])
-def test_same_seed_same_numbers(method, monkeypatch):
-    model = make(batch_size=6, spectrum=sf.PowerLawSpectrum(1.3, 0.7, n_modes=2500))
+def test_same_seed_same_numbers(method, batch_size, dtype, monkeypatch):
+    model = make(batch_size=batch_size, spectrum=sf.PowerLawSpectrum(1.3, 0.7, n_modes=2500))
+    arguments = {"seed": 4, "method": method, "dtype": dtype}
     monkeypatch.setattr(literal, "_SHARED_WORK", 0.0)
     monkeypatch.setenv("SCALEFIELD_NUM_THREADS", "1")
-    first = sf.simulate(model, 15, n_runs=3, seed=4, method=method)
+    first = sf.simulate(model, 15, n_runs=3, **arguments)
     for threads, n_runs in (("2", 3), ("3", 1), ("8", 2)):
         monkeypatch.setenv("SCALEFIELD_NUM_THREADS", threads)
-        again = sf.simulate(model, 15, n_runs=n_runs, seed=4, method=method)
+        again = sf.simulate(model, 15, n_runs=n_runs, **arguments)
         np.testing.assert_array_equal(again.loss, first.loss[:n_runs])
         np.testing.assert_array_equal(again.train_loss, first.train_loss[:n_runs])
+
+
+def literal_worker(model, n_steps):
+    plan = Plan(model, n_steps, 1, 2, "literal", np.arange(n_steps + 1), np.dtype(np.float64))
+    shared = offline.LiteralOffline(plan, np.zeros(1, np.uint8))
+    shared.allocate()
+    worker = shared.worker()
+    assert worker.start(0)
+    return worker
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Thread, first step and `errors_known` of every call of the literal kernel."""
+    found: list[tuple[int, int, int]] = []
+    kernel = literal_steps.advance
+
+    def advance(*arguments):
+        found.append((arguments[0], arguments[3], arguments[6]))
+        return kernel(*arguments)
+
+    monkeypatch.setattr(literal_steps, "advance", advance)
+    return found
+
+
+@pytest.mark.parametrize("batch_size", [6, math.inf])
+def test_threads_share_a_call_of_the_kernel(monkeypatch, calls, batch_size):
+    """One call a thread for all steps, not one a pass."""
+    monkeypatch.setattr(literal, "_SHARED_WORK", 0.0)
+    monkeypatch.setenv("SCALEFIELD_NUM_THREADS", "3")
+    assert literal_worker(make(batch_size=batch_size), 9).advance(0, 0, 10, np.empty(10)) == (0, 10)
+    assert sorted(calls) == [(thread, 0, 0) for thread in range(3)]
+
+
+def test_short_calls_are_not_shared(monkeypatch, calls):
+    """A call of one step, here of some 0.3 ms, would take longer to start its threads."""
+    monkeypatch.setenv("SCALEFIELD_NUM_THREADS", "2")
+    worker = literal_worker(make(spectrum=sf.PowerLawSpectrum(1.3, 0.7, n_modes=9000)), 39)
+    assert worker.shared.threads_per_run == 2
+    assert worker.advance(0, 0, 1, np.empty(1)) == (0, 1)
+    assert worker.advance(0, 1, 40, np.empty(39)) == (0, 40)
+    assert sorted(calls) == [(0, 0, 0), (0, 1, 0), (1, 1, 0)]
+
+
+@pytest.mark.parametrize("width", [24, math.inf])
+def test_an_observed_step_is_not_begun_again(calls, width):
+    """Its residuals are those of the state, unless this has been written into or another run begun."""
+    model = make(width=width)
+    plain, worker = literal_worker(model, 9), literal_worker(model, 9)
+    losses, observed = np.empty(10), np.empty(10)
+    assert plain.advance(0, 0, 10, losses) == (0, 10)
+    for t in range(10):
+        worker.observe()
+        worker.advance(0, t, t + 1, observed[t:])
+    np.testing.assert_array_equal(observed, losses)
+    for name, array in plain.state.items():
+        np.testing.assert_array_equal(worker.state[name], array)
+    assert [known for _, _, known in calls[1:]] == [0, 1] * 10
+    # The state after the fourth step, once by the way there and once written.
+    steps, first, second = literal_worker(model, 9), np.empty(1), np.empty(1)
+    steps.advance(0, 0, 4, np.empty(4))
+    worker.observe()
+    for name, array in steps.state.items():
+        worker.state[name][...] = array
+    worker.advance(0, 4, 5, first)
+    steps.advance(0, 4, 5, second)
+    assert first[0] == second[0] == losses[4]
+    for name, array in steps.state.items():
+        np.testing.assert_array_equal(worker.state[name], array)
+    # theta = 0 at the start of every run.
+    plain.start(0)
+    plain.observe()
+    plain.start(1)
+    plain.advance(1, 0, 2, losses)
+    worker.start(1)
+    worker.advance(1, 0, 2, observed)
+    np.testing.assert_array_equal(losses[:2], observed[:2])
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_large_step_is_interrupted_within_a_second(monkeypatch, threads):
+    """Each step draws 10^5 samples of 4,000 features again, which takes seconds."""
+    monkeypatch.setenv("SCALEFIELD_NUM_THREADS", threads)
+    model = make(spectrum=sf.PowerLawSpectrum(1.5, 0.5, n_modes=4000), n_samples=100_000)
+    start: list[float] = []
+
+    def progress(done, total):
+        start.append(time.perf_counter())
+        if len(start) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted):
+        sf.simulate(model, 5, seed=0, method="literal", progress=progress)
+    assert time.perf_counter() - start[-1] < 1.0
 
 
 def test_records_statistics_and_files(tmp_path):

@@ -12,16 +12,16 @@ With the moved projection A(t) = G(t) A(0) kept as G in R^{N x N} (theory sectio
 
 At infinite width A(0)^T A(0)/N is the identity, w = A(0) p and G A(0) = A(0) Gamma with p in R^M and Gamma in
 R^{M x M}; the same steps then hold for (p, Gamma) with A(0) replaced by the identity and 1/N by 1. Lazy models
-(gamma = 0) have G = I and skip it.
+(gamma = 0) have G = I and skip it. Offline psi_b and eps_b are those of P fixed samples, or of a batch of them.
 
 Conventions: k counts modes, i features, b samples. The projection is stored one row a mode, `projection[k, i]`
 = A(0)[i, k]. xi_bk = psi_bk / sqrt(lambda_k) are the standard normal features.
 
-A step is cut into passes over A(0) and G, and these into LANES parts that threads may share: `first_pass`,
-`gather_first`, `second_pass`, `gather_sums` (v2), `weights_pass`, `gather_sums` (theta). Sums over modes and samples
-are taken in a fixed order (blocks of MODE_BLOCK modes, groups of four samples, lanes), so results depend neither on
-threads nor on whether the features are kept between the two passes over a batch. `advance` does steps of one run; every
-thread of its team calls it.
+A step is cut into passes over A(0) and G, and these into LANES parts that threads may share: `_first_pass`,
+`_gather_first`, `_second_pass`, `_gather_sums` (v2), `_weights_pass`, `_gather_sums` (theta). Sums over modes and
+samples are taken in a fixed order (blocks of MODE_BLOCK modes, groups of four samples, lanes), so results depend on
+neither threads nor whether the features are kept between the two passes over a batch. `advance` does steps of one run;
+every thread of its team calls it.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from scalefield._native.jit import (
     byte_vector,
     float64,
     int64,
+    int_matrix,
     int_vector,
     jit,
     matrix32,
@@ -43,7 +44,17 @@ from scalefield._native.jit import (
 )
 from scalefield._native.rng import fill_features, fill_normals
 from scalefield._native.team import wait_for_team
-from scalefield._native.weight_steps import DIVERGED, OK, STOPPED, add_rows, add_scaled, dot, dot_rows, update_rows
+from scalefield._native.weight_steps import (
+    DIVERGED,
+    OK,
+    STOPPED,
+    add_chosen_rows,
+    add_rows,
+    add_scaled,
+    dot,
+    dot_rows,
+    update_rows,
+)
 
 __all__ = [
     "DIVERGED",
@@ -54,11 +65,6 @@ __all__ = [
     "advance",
     "fill_projection",
     "fill_projection_block",
-    "first_pass",
-    "gather_first",
-    "gather_sums",
-    "second_pass",
-    "weights_pass",
 ]
 
 Array = NDArray[np.float64]
@@ -118,11 +124,19 @@ def _whitened_errors(
     return loss
 
 
+@jit(int64(int64, int_vector), inline=True)
+def _row_of(b: int, chosen: NDArray[np.int64]) -> int:
+    """Where sample b of a batch is among the given ones: they are all in it if none are chosen."""
+    return int(chosen[b]) if chosen.size > 0 else b
+
+
 @jit(
     [
         int64(
-            *[int64] * 6,  # lane .. batch_size
-            *[uint64] * 2,  # keys
+            *[int64] * 4,  # lane .. batch_size
+            *[uint64] * 4,  # keys, words
+            matrix,  # given
+            int_vector,  # chosen
             *[vector] * 2,  # target, root_eigenvalues
             matrix32,  # projection
             *[vector] * 3,  # theta, u, v1
@@ -133,15 +147,17 @@ def _whitened_errors(
         for vector, matrix in precisions
     ]
 )
-def first_pass(
+def _first_pass(
     lane: int,
-    t: int,
-    run: int,
     kind: int,
-    training: int,
+    loss_only: int,
     batch_size: int,
     key0: np.uint64,
     key1: np.uint64,
+    word0: np.uint64,
+    word1: np.uint64,
+    given: Array,
+    chosen: NDArray[np.int64],
     target: Array,
     root_eigenvalues: Array,
     projection: Single,
@@ -156,10 +172,12 @@ def first_pass(
     """One lane's modes: errors, and for each block its part of the loss and of xi . u; returns OK or STOPPED.
 
     partial_out[block] holds the loss, then the residuals. For the population gradient, v1 = lambda v0 and
-    v2_sums_out[lane] = sum_k A(0)_k v1_k as well.
+    v2_sums_out[lane] = sum_k A(0)_k v1_k as well. Features that are not given have the counter words (k // 4, b,
+    word0, word1).
     """
     n_modes = target.size
     n_blocks = (n_modes + MODE_BLOCK - 1) // MODE_BLOCK
+    is_given = given.shape[0] > 0
     keep = features_out.shape[1] == n_modes and features_out.shape[0] == batch_size
     # Rows of A(0) that the second-level cache holds easily (128 KiB), in fours.
     group = max(4, 16384 // max(1, projection.shape[1]) // 4 * 4)
@@ -183,43 +201,59 @@ def first_pass(
                 for j in range(k, end):
                     # v1 = lambda v0
                     v1_out[j] = root_eigenvalues[j] * u_out[j]
-                if training != 0 and projection.shape[0] > 0:
+                if loss_only == 0 and projection.shape[0] > 0:
                     _add_projected(k, end, projection, v1_out, v2_sum)
                 k = end
             continue
         partial[0] = _whitened_errors(first, last, projection, theta, target, root_eigenvalues, u_out)
-        if training == 0:
+        if loss_only != 0:
             continue
         for b in range(batch_size):
             if stop[0] != 0:
                 return STOPPED
-            row = features_out[b, first:last] if keep else features_out[4 * lane + b % 4, : last - first]
-            fill_features(
-                kind, key0, key1, np.uint64(b), np.uint64(t), np.uint64(run), np.uint64(first // 4), row
-            )
             # psi_b . v0 = sum_k xi_bk u_k
+            if is_given:
+                partial[1 + b] = dot(given[_row_of(b, chosen), first:last], u_out[first:last])
+                continue
+            row = features_out[b, first:last] if keep else features_out[4 * lane + b % 4, : last - first]
+            fill_features(kind, key0, key1, np.uint64(b), word0, word1, np.uint64(first // 4), row)
             partial[1 + b] = dot(row, u_out[first:last])
     return OK
 
 
+@jit([void(*[int64] * 4, matrix, int_vector, *[vector] * 2) for vector, matrix in precisions])
+def _add_given(
+    b: int, n_rows: int, first: int, last: int, given: Array, chosen: NDArray[np.int64], residual: Array, v1_out: Array
+) -> None:
+    """v1 += sum_j xi_j e_j over samples j = b..b+n_rows-1, at most four, for modes first..last-1."""
+    if n_rows == 4:
+        i0, i1, i2, i3 = _row_of(b, chosen), _row_of(b + 1, chosen), _row_of(b + 2, chosen), _row_of(b + 3, chosen)
+        add_chosen_rows(i0, i1, i2, i3, first, last, b, given, residual, v1_out)
+        return
+    for j in range(b, b + n_rows):
+        add_scaled(residual[j], given[_row_of(j, chosen), first:last], v1_out)
+
+
 @jit(
     [
-        float64(int64, *[int64] * 2, *[uint64] * 2, float64, matrix_64, *[vector] * 2)
+        float64(*[int64] * 2, *[uint64] * 2, float64, int_vector, vector, matrix_64, *[vector] * 2)
         for vector, _ in precisions
     ]
 )
-def gather_first(
+def _gather_first(
     t: int,
     run: int,
-    n_blocks: int,
     key0: np.uint64,
     key1: np.uint64,
     label_noise: float,
+    chosen: NDArray[np.int64],
+    given_noise: Array,
     partial: Array,
     residual_out: Array,
     noise_out: Array,
 ) -> float:
     """Add up the blocks: returns the loss, and leaves e_b = psi_b . v0 + sigma eps_b in residual_out."""
+    n_blocks = partial.shape[0]
     loss = 0.0
     for block in range(n_blocks):
         loss += partial[block, 0]
@@ -228,7 +262,10 @@ def gather_first(
         for block in range(n_blocks):
             total += partial[block, 1 + b]
         residual_out[b] = total
-    if label_noise > 0.0:
+    if given_noise.size > 0:
+        for b in range(residual_out.size):
+            residual_out[b] += given_noise[_row_of(b, chosen)]
+    elif label_noise > 0.0:
         fill_normals(key0, key1, _ZERO, np.uint64(t), np.uint64(run), _ZERO, noise_out)
         add_scaled(label_noise, noise_out, residual_out)
     return loss
@@ -237,9 +274,11 @@ def gather_first(
 @jit(
     [
         int64(
-            *[int64] * 4,  # lane .. kind
-            *[uint64] * 2,  # keys
+            *[int64] * 2,  # lane, kind
+            *[uint64] * 4,  # keys, words
             float64,  # inverse_batch_size
+            matrix,  # given
+            int_vector,  # chosen
             vector,  # root_eigenvalues
             matrix32,  # projection
             *[vector] * 2,  # residual, v1
@@ -249,14 +288,16 @@ def gather_first(
         for vector, matrix in precisions
     ]
 )
-def second_pass(
+def _second_pass(
     lane: int,
-    t: int,
-    run: int,
     kind: int,
     key0: np.uint64,
     key1: np.uint64,
+    word0: np.uint64,
+    word1: np.uint64,
     inverse_batch_size: float,
+    given: Array,
+    chosen: NDArray[np.int64],
     root_eigenvalues: Array,
     projection: Single,
     residual: Array,
@@ -271,6 +312,7 @@ def second_pass(
     """
     n_modes, batch_size = root_eigenvalues.size, residual.size
     n_blocks = (n_modes + MODE_BLOCK - 1) // MODE_BLOCK
+    is_given = given.shape[0] > 0
     keep = features_out.shape[1] == n_modes and features_out.shape[0] == batch_size
     v2_sum = v2_sums_out[lane]
     for i in range(v2_sum.size):
@@ -286,6 +328,10 @@ def second_pass(
             if stop[0] != 0:
                 return STOPPED
             n_rows = min(4, batch_size - b)
+            if is_given:
+                _add_given(b, n_rows, first, last, given, chosen, residual, v1)
+                b += n_rows
+                continue
             if not keep:
                 for j in range(n_rows):
                     fill_features(
@@ -293,8 +339,8 @@ def second_pass(
                         key0,
                         key1,
                         np.uint64(b + j),
-                        np.uint64(t),
-                        np.uint64(run),
+                        word0,
+                        word1,
                         np.uint64(first // 4),
                         features_out[4 * lane + j, : last - first],
                     )
@@ -315,7 +361,7 @@ def second_pass(
 
 
 @jit([void(float64, matrix, vector) for vector, matrix in precisions])
-def gather_sums(factor: float, sums: Array, out: Array) -> None:
+def _gather_sums(factor: float, sums: Array, out: Array) -> None:
     """out = factor times the sum of the lanes, always in one order."""
     for i in range(out.size):
         out[i] = 0.0
@@ -328,7 +374,7 @@ def gather_sums(factor: float, sums: Array, out: Array) -> None:
 
 
 @jit([void(int64, vector, vector, float64, float64, matrix, matrix, byte_vector) for vector, matrix in precisions])
-def weights_pass(
+def _weights_pass(
     lane: int,
     v2: Array,
     w_out: Array,
@@ -381,12 +427,15 @@ def fill_projection_block(
         status_and_step(
             *[int64] * 2,  # thread, n_threads
             int_vector,  # barrier
-            *[int64] * 5,  # t_first .. kind
+            *[int64] * 6,  # t_first .. kind
             *[uint64] * 4,  # keys
             *[float64] * 4,  # learning_rate .. inverse_batch_size
             float64,  # inverse_width
             int64,  # batch_size
             float64,  # threshold
+            matrix,  # given
+            int_matrix,  # batches
+            vector,  # given_noise
             *[vector] * 2,  # target, root_eigenvalues
             matrix32,  # projection
             vector,  # w
@@ -407,6 +456,7 @@ def advance(
     t_first: int,
     t_last: int,
     n_steps: int,
+    errors_known: int,
     run: int,
     kind: int,
     feature_key0: np.uint64,
@@ -420,6 +470,9 @@ def advance(
     inverse_width: float,
     batch_size: int,
     threshold: float,
+    given: Array,
+    batches: NDArray[np.int64],
+    given_noise: Array,
     target: Array,
     root_eigenvalues: Array,
     projection: Single,
@@ -439,18 +492,24 @@ def advance(
 ) -> tuple[int, int]:
     """Record the loss and take a step, for t = t_first..t_last-1; at t = n_steps only record.
 
+    With fixed samples a call that ends at t = n_steps leaves e_b of that step as well.
+
     Parameters
     ----------
     thread, n_threads : int
         Which of the threads that do these steps together this is; all others' arguments are the same.
     barrier : array of int64, shape (BARRIER_SIZE,)
         Zeros.
-    t_first, t_last, n_steps, run : int
-        Steps to do, steps in all, and the number of the run.
+    t_first, t_last, n_steps : int
+        Steps to do, and steps in all.
+    errors_known : int
+        1 if a call with fixed samples ended with n_steps at the same state and batch, and left its workspace.
+    run : int
+        Number of the run.
     kind : int
-        Of the features, as in `rng`.
+        Of the features, as in `rng`, if they are not given.
     feature_key0, feature_key1, noise_key0, noise_key1 : uint64
-        Keys of the streams FEATURES and LABEL_NOISE.
+        Keys of the streams FEATURES, or DATA for fixed samples, and LABEL_NOISE.
     learning_rate, gamma, label_noise, inverse_batch_size : float
         eta, gamma, sigma, 1/B.
     inverse_width : float
@@ -459,6 +518,12 @@ def advance(
         B; 0 for the population gradient.
     threshold : float
         A loss above it (or nan) is a divergence.
+    given : array, shape (P, M)
+        Features xi: the samples, or those of a single step's batch; shape (0, 0) if they are to be drawn.
+    batches : array of int64, shape (t_last - t_first, B)
+        Rows of `given` that make the batch of each step; no columns if all do.
+    given_noise : array, shape (P,)
+        sigma eps of fixed samples; empty for fresh ones.
     target, root_eigenvalues : array, shape (M,)
         w*_k and sqrt(lambda_k).
     projection : array, shape (M, N)
@@ -476,7 +541,7 @@ def advance(
     residual_out, noise_out : array, shape (B,)
         Workspace: e_b, eps_b.
     features_out : array, shape (B, M) or (4 LANES, MODE_BLOCK)
-        Workspace: with the first shape the batch is kept between its two passes, else made twice.
+        Workspace for features that are drawn: with the first shape kept between their two passes, else drawn twice.
     sums_out : array, shape (LANES, n)
         Workspace.
     partial_out : array of float64, shape (number of blocks, 1 + B)
@@ -493,32 +558,37 @@ def advance(
     """
     gain = learning_rate * gamma * inverse_width
     lanes = range(thread * LANES // n_threads, (thread + 1) * LANES // n_threads)
+    is_fixed = given_noise.size > 0
     for t in range(t_first, t_last):
-        training = 1 if t < n_steps else 0
-        for lane in lanes:
-            status = first_pass(
-                lane, t, run, kind, training, batch_size, feature_key0, feature_key1, target, root_eigenvalues,
-                projection, theta_out, u_out, v1_out, features_out, sums_out, partial_out, stop,
-            )  # fmt: skip
-            if status != OK:
-                return STOPPED, t
+        # Where stream DATA has a sample, FEATURES has one of each step.
+        word0, word1 = (np.uint64(run), _ZERO) if is_fixed else (np.uint64(t), np.uint64(run))
+        chosen = batches[t - t_first]
+        loss_only = 1 if t >= n_steps and not is_fixed else 0
+        if errors_known == 0 or t > t_first:
+            for lane in lanes:
+                status = _first_pass(
+                    lane, kind, loss_only, batch_size, feature_key0, feature_key1, word0, word1, given, chosen, target,
+                    root_eigenvalues, projection, theta_out, u_out, v1_out, features_out, sums_out, partial_out, stop,
+                )  # fmt: skip
+                if status != OK:
+                    return STOPPED, t
         if wait_for_team(n_threads, barrier, stop) != 0:
             return STOPPED, t
         if thread == 0:
-            loss_out[t - t_first] = gather_first(
-                t, run, partial_out.shape[0], noise_key0, noise_key1, label_noise, partial_out, residual_out, noise_out
+            loss_out[t - t_first] = _gather_first(
+                t, run, noise_key0, noise_key1, label_noise, chosen, given_noise, partial_out, residual_out, noise_out
             )
         if wait_for_team(n_threads, barrier, stop) != 0:
             return STOPPED, t
         if not loss_out[t - t_first] <= threshold:
             return DIVERGED, t
-        if training == 0:
+        if t >= n_steps:
             break
         if batch_size > 0:
             for lane in lanes:
-                status = second_pass(
-                    lane, t, run, kind, feature_key0, feature_key1, inverse_batch_size, root_eigenvalues, projection,
-                    residual_out, v1_out, features_out, sums_out, stop,
+                status = _second_pass(
+                    lane, kind, feature_key0, feature_key1, word0, word1, inverse_batch_size, given, chosen,
+                    root_eigenvalues, projection, residual_out, v1_out, features_out, sums_out, stop,
                 )  # fmt: skip
                 if status != OK:
                     return STOPPED, t
@@ -529,15 +599,15 @@ def advance(
                 for k in range(v2_out.size):
                     v2_out[k] = v1_out[k]
             else:
-                gather_sums(1.0, sums_out, v2_out)
+                _gather_sums(1.0, sums_out, v2_out)
         if wait_for_team(n_threads, barrier, stop) != 0:
             return STOPPED, t
         for lane in lanes:
-            weights_pass(lane, v2_out, w_out, learning_rate, gain, mixing_out, sums_out, stop)
+            _weights_pass(lane, v2_out, w_out, learning_rate, gain, mixing_out, sums_out, stop)
         if stop[0] != 0 or wait_for_team(n_threads, barrier, stop) != 0:
             return STOPPED, t
         if thread == 0:
-            gather_sums(inverse_width, sums_out, theta_out)
+            _gather_sums(inverse_width, sums_out, theta_out)
         if wait_for_team(n_threads, barrier, stop) != 0:
             return STOPPED, t
     return OK, t_last

@@ -24,7 +24,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from scalefield._native.jit import byte_vector, float64, int64, int_matrix, jit, precisions, status_and_step, uint64
+from scalefield._native.jit import (
+    byte_vector,
+    float64,
+    int64,
+    int_matrix,
+    jit,
+    precisions,
+    status_and_step,
+    uint64,
+    void,
+)
 from scalefield._native.rng import fill_normals
 from scalefield._native.weight_steps import DIVERGED, OK, STOPPED, add_rows, add_scaled, dot, update_rows
 
@@ -33,6 +43,35 @@ __all__ = ["advance", "advance_on_samples"]
 Array = NDArray[np.float64]
 
 _ZERO = np.uint64(0)
+
+
+@jit([float64(float64, *[vector] * 4) for vector, _ in precisions], inline=True)
+def _find_loss(rest: float, root: Array, c: Array, theta: Array, d_out: Array) -> float:
+    """d = c - sqrt(e) theta; returns the loss |d|^2 + rest^2."""
+    for i in range(d_out.size):
+        d_out[i] = c[i] - root[i] * theta[i]
+    return float(rest * rest + dot(d_out, d_out))
+
+
+@jit(
+    [void(*[vector] * 2, *[float64] * 3, matrix, *[vector] * 2, byte_vector) for vector, matrix in precisions],
+    inline=True,
+)
+def _move(
+    v2: Array,
+    w_out: Array,
+    learning_rate: float,
+    gain: float,
+    inverse_width: float,
+    mixing_out: Array,
+    theta_out: Array,
+    scratch_out: Array,
+    stop: NDArray[np.uint8],
+) -> None:
+    """The step along v2: w, G and theta = G^T w/N; all in disorder if stop is set."""
+    update_rows(0, w_out.size, v2, w_out, learning_rate, gain, mixing_out, scratch_out, stop)
+    for i in range(theta_out.size):
+        theta_out[i] = inverse_width * scratch_out[i]
 
 
 @jit(
@@ -133,11 +172,7 @@ def advance(
         if stop[0] != 0:
             return STOPPED, t
         word_step = np.uint64(t)
-        loss = rest * rest
-        for i in range(n):
-            # d = c - sqrt(e) theta
-            d_out[i] = c[i] - root[i] * theta_out[i]
-        loss += dot(d_out, d_out)
+        loss = _find_loss(rest, root, c, theta_out, d_out)
         loss_out[t - t_first] = loss
         if not loss <= threshold:
             return DIVERGED, t
@@ -175,11 +210,9 @@ def advance(
             for i in range(n):
                 # v2 = sqrt(e) sum_b z_b e_b/B
                 v2_out[i] *= root[i] * inverse_batch_size
-        update_rows(0, n, v2_out, w_out, learning_rate, gain, mixing_out, scratch_out, stop)
+        _move(v2_out, w_out, learning_rate, gain, inverse_width, mixing_out, theta_out, scratch_out, stop)
         if stop[0] != 0:
             return STOPPED, t
-        for i in range(n):
-            theta_out[i] = inverse_width * scratch_out[i]
     return OK, t_last
 
 
@@ -233,11 +266,7 @@ def advance_on_samples(
     size = batches.shape[1] if batches.shape[1] > 0 else samples.shape[0]
     gain = learning_rate * gamma * inverse_width
     for t in range(t_first, t_last):
-        loss = rest * rest
-        for i in range(n):
-            # d = c - sqrt(e) theta
-            d_out[i] = c[i] - root[i] * theta_out[i]
-        loss += dot(d_out, d_out)
+        loss = _find_loss(rest, root, c, theta_out, d_out)
         loss_out[t - t_first] = loss
         if not loss <= threshold:
             return DIVERGED, t
@@ -252,9 +281,7 @@ def advance_on_samples(
             label = labels[batches[t - t_first, b]] if batches.shape[1] > 0 else labels[b]
             # v2 = (1/B) sum_mu phi_mu (y_mu - phi_mu . theta)
             add_scaled(inverse_batch_size * (label - dot(row, theta_out)), row, v2_out)
-        update_rows(0, n, v2_out, w_out, learning_rate, gain, mixing_out, scratch_out, stop)
+        _move(v2_out, w_out, learning_rate, gain, inverse_width, mixing_out, theta_out, scratch_out, stop)
         if stop[0] != 0:
             return STOPPED, t
-        for i in range(n):
-            theta_out[i] = inverse_width * scratch_out[i]
     return OK, t_last

@@ -74,6 +74,7 @@ Salmon, Moraes, Dror & Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC11
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,7 +88,6 @@ __all__ = [
     "DATA_NOISE",
     "FEATURES",
     "GAUSSIAN",
-    "GIVEN",
     "GRADIENT",
     "LABEL_NOISE",
     "NETWORK",
@@ -124,9 +124,8 @@ NETWORK = 13
 GAUSSIAN = 0
 RADEMACHER = 1
 UNIFORM = 2
-# Uniform on (0, 1), for functions; and features that the caller has made.
+# Uniform on (0, 1), for functions.
 PROBABILITY = 3
-GIVEN = 4
 
 # Every operand is a uint64: Numba turns a mixture with signed integers into floats.
 _MULTIPLIER_0 = np.uint64(0xD2511F53)
@@ -154,6 +153,7 @@ _U2 = np.uint64(2)
 _SIGN_SHIFT = np.uint64(62)
 
 
+@lru_cache(1024)
 def stream_key(seed: int, stream: int) -> tuple[np.uint64, np.uint64]:
     """Return the two 32-bit key words of a stream, for a seed in [0, 2^63)."""
     state = np.random.SeedSequence(entropy=seed, spawn_key=(stream,)).generate_state(2, np.uint32)
@@ -298,11 +298,9 @@ def fill_features(
     first: np.uint64,
     out: NDArray[np.float64],
 ) -> None:
-    """`fill_normals` for features of mean 0 and variance 1 of another kind, one word each; GIVEN ones stay."""
+    """`fill_normals` for features of mean 0 and variance 1 of another kind, one word each."""
     if kind == GAUSSIAN:
         fill_normals(key0, key1, c1, c2, c3, first, out)
-        return
-    if kind == GIVEN:
         return
     size = out.size
     for i in range((size + 3) // 4):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from scalefield._native.jit import byte_vector, float64, int64, jit, matrix32, precisions, vector32, void
 
-__all__ = ["DIVERGED", "OK", "STOPPED", "add_rows", "add_scaled", "dot", "dot_rows", "update_rows"]
+__all__ = ["DIVERGED", "OK", "STOPPED", "add_chosen_rows", "add_rows", "add_scaled", "dot", "dot_rows", "update_rows"]
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.float64] | NDArray[np.float32]
@@ -59,19 +59,22 @@ def add_scaled(a: float, x: Rows, y_out: Array) -> None:
         y_out[i] += a * x[i]
 
 
-@jit([void(int64, int64, int64, int64, matrix, vector, vector) for _, matrix, vector in _products])
-def add_rows(top: int, left: int, right: int, a_first: int, rows: Rows, a: Array, y_out: Array) -> None:
-    """y_out += sum_j a[a_first+j] rows[top+j, left:right] over j < 4; four rows at once load and store y once."""
+@jit([void(*[int64] * 7, matrix, vector, vector) for _, matrix, vector in _products], inline=True)
+def add_chosen_rows(
+    i0: int, i1: int, i2: int, i3: int, left: int, right: int, a_first: int, rows: Rows, a: Array, y_out: Array
+) -> None:
+    """y_out += sum_j a[a_first+j] rows[i_j, left:right] over j < 4; four rows at once load and store y once."""
     a0, a1, a2, a3 = a[a_first], a[a_first + 1], a[a_first + 2], a[a_first + 3]
     # Slices, since an index of unknown sign (left + i) is checked for wrapping round and stops vectorisation.
-    x0, x1, x2, x3 = (
-        rows[top, left:right],
-        rows[top + 1, left:right],
-        rows[top + 2, left:right],
-        rows[top + 3, left:right],
-    )
+    x0, x1, x2, x3 = rows[i0, left:right], rows[i1, left:right], rows[i2, left:right], rows[i3, left:right]
     for i in range(y_out.size):
         y_out[i] += (a0 * x0[i] + a1 * x1[i]) + (a2 * x2[i] + a3 * x3[i])
+
+
+@jit([void(int64, int64, int64, int64, matrix, vector, vector) for _, matrix, vector in _products])
+def add_rows(top: int, left: int, right: int, a_first: int, rows: Rows, a: Array, y_out: Array) -> None:
+    """y_out += sum_j a[a_first+j] rows[top+j, left:right] over j < 4."""
+    add_chosen_rows(top, top + 1, top + 2, top + 3, left, right, a_first, rows, a, y_out)
 
 
 @jit([void(float64, float64, vector, vector, vector) for vector, matrix in precisions])

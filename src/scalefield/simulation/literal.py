@@ -19,21 +19,42 @@ from scalefield.simulation.reduction import BLOCK
 from scalefield.simulation.samples import KINDS, made_features
 from scalefield.simulation.statistics import KernelStatistics, observation_bytes
 
-__all__ = ["Literal", "LiteralWorker"]
+__all__ = ["Literal", "LiteralWorker", "Source"]
 
 Array = NDArray[np.float64]
 
-_GIVEN = 4
-
 # Elementary operations of a step from which its passes are shared among threads: some 0.3 ms.
 _SHARED_WORK = 2e6
+# Calls of the kernel are shared from this many times as much on: starting threads takes some 0.1 ms, on a busy machine
+# 1 ms, and runs that record every step make a call of each.
+_SHARED_CALL = 10.0
 # Batches up to this size are kept between the two passes over them; larger ones only if A(0) is larger still.
 _KEPT_BATCH_BYTES = 2**26
 # Data sets up to this size are held; of larger ones only those that batches are drawn from, or no larger than A(0).
 _KEPT_SAMPLE_BYTES = 2**30
 
-# Where the features of a pass come from: words (step, run), kind and key of the generator, and the array they are in.
-Source = tuple[int, int, int, tuple[Any, Any], NDArray[Any]]
+
+@dataclass(frozen=True)
+class Source:
+    """Where the features and the label noise of some steps come from.
+
+    Attributes
+    ----------
+    stream, kind : int
+        Stream that features are drawn from, and their law, as in `rng`.
+    given : ndarray, shape (P, M)
+        Features that are not to be drawn; shape (0, 0) if all are.
+    batches : ndarray of int64, shape (number of steps, B)
+        Rows of `given` that make the batch of each step; no columns if all do.
+    noise : ndarray, shape (P,)
+        Label noise of a fixed data set; empty for fresh batches.
+    """
+
+    stream: int
+    kind: int
+    given: NDArray[Any]
+    batches: NDArray[np.int64]
+    noise: NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -66,18 +87,20 @@ class _Sizes:
             held = max(_KEPT_SAMPLE_BYTES, math.prod(projection) * ENTRY_BYTES)
             if batch > 0 or given or n_samples * n_modes * itemsize <= held:
                 samples = (n_samples, n_modes)
-            given = batch > 0
             batch = batch or n_samples
         projection_bytes = math.prod(projection) * ENTRY_BYTES
         keep = given or batch * n_modes * itemsize <= max(_KEPT_BATCH_BYTES, projection_bytes)
+        features = (batch, n_modes) if keep else (4 * LANES, MODE_BLOCK)
+        if samples[0]:
+            # Samples are used where they are.
+            features = (0, 0)
         return cls(
             n_modes=n_modes,
             n=n,
             projection=projection,
             mixing=(n, n) if model.is_rich else (0, 0),
             batch=batch,
-            # Full batches use the samples where they are.
-            features=(batch, n_modes) if keep and not (samples[0] and not given) else (4 * LANES, MODE_BLOCK),
+            features=features,
             samples=samples,
             sums=(LANES, n),
             partial=(-(-n_modes // MODE_BLOCK), 1 + batch),
@@ -185,13 +208,18 @@ class LiteralWorker:
 
     def advance(self, run: int, t_first: int, t_last: int, loss_out: Array) -> tuple[int, int]:
         """Record the loss and take steps; features that a function makes are made for one step at a time."""
-        features = self.shared.plan.features
-        if isinstance(features, str):
-            return self._advance(run, KINDS[features], t_first, t_last, loss_out)
+        from scalefield._native import rng
+
+        plan, all_rows = self.shared.plan, np.zeros((t_last - t_first, 0), dtype=np.int64)
+        nothing, fresh = np.zeros((0, 0), dtype=plan.dtype), np.zeros(0, dtype=plan.dtype)
+        if isinstance(plan.features, str):
+            source = Source(rng.FEATURES, KINDS[plan.features], nothing, all_rows, fresh)
+            return self._advance(run, source, t_first, t_last, plan.n_steps, loss_out)
+        source = Source(rng.FEATURES, rng.PROBABILITY, self.features, all_rows, fresh)
         status, step = 0, t_first
         for t in range(t_first, t_last):
-            self._make(features, run, t)
-            status, step = self._advance(run, _GIVEN, t, t + 1, loss_out[t - t_first :])
+            self._make(plan.features, run, t)
+            status, step = self._advance(run, source, t, t + 1, plan.n_steps, loss_out[t - t_first :])
             if status != 0:
                 break
         return status, step
@@ -208,12 +236,25 @@ class LiteralWorker:
             )
         self.features[...] = made_features(function, uniform)
 
-    def _advance(self, run: int, kind: int, t_first: int, t_last: int, loss_out: Array) -> tuple[int, int]:
+    def _advance(
+        self,
+        run: int,
+        source: Source,
+        t_first: int,
+        t_last: int,
+        n_steps: int,
+        loss_out: Array,
+        *,
+        errors_known: bool = False,
+    ) -> tuple[int, int]:
+        """`literal_steps.advance`, by as many threads as a run has if that is worth it."""
         from scalefield._native import literal_steps, rng
         from scalefield._native.team import BARRIER_SIZE
 
         shared, plan = self.shared, self.shared.plan
-        model, n_threads = plan.model, shared.threads_per_run
+        model, batch = plan.model, shared.sizes.batch
+        is_long = (t_last - t_first) * shared.work_per_step >= _SHARED_CALL * _SHARED_WORK
+        n_threads = shared.threads_per_run if is_long else 1
         barrier = np.zeros(BARRIER_SIZE, dtype=np.int64)
 
         def steps(thread: int) -> tuple[int, int]:
@@ -223,18 +264,22 @@ class LiteralWorker:
                 barrier,
                 t_first,
                 t_last,
-                plan.n_steps,
+                n_steps,
+                int(errors_known),
                 run,
-                kind,
-                *rng.stream_key(plan.seed, rng.FEATURES),
+                source.kind,
+                *rng.stream_key(plan.seed, source.stream),
                 *rng.stream_key(plan.seed, rng.LABEL_NOISE),
                 model.learning_rate,
                 model.gamma,
                 model.label_noise,
-                model.inverse_batch_size,
+                1.0 / batch if batch else 0.0,
                 shared.inverse_width,
-                shared.sizes.batch,
+                batch,
                 shared.threshold,
+                source.given,
+                source.batches,
+                source.noise,
                 shared.target,
                 shared.root_eigenvalues,
                 self.projection,
@@ -265,58 +310,6 @@ class LiteralWorker:
                 raise
             found = [steps(0), *(other.result() for other in others)]
         return max(found)
-
-    def _find_errors(self, pool: ThreadPoolExecutor, source: Source, training: bool) -> bool:
-        """First pass over A(0); False if stopped."""
-        from scalefield._native.literal_steps import first_pass
-
-        shared = self.shared
-        t, run, kind, key, features = source
-        arguments = (
-            t, run, kind, int(training), shared.sizes.batch, *key, shared.target, shared.root_eigenvalues,
-            self.projection, self.theta, self.u, self.v1, features, self.sums, self.partial, shared.stop,
-        )  # fmt: skip
-        return self._share(pool, first_pass, arguments)
-
-    def _move_weights(self, pool: ThreadPoolExecutor, source: Source, inverse_batch_size: float) -> bool:
-        """Second pass over A(0), w and G; False if stopped."""
-        from scalefield._native import literal_steps as steps
-
-        shared, model = self.shared, self.shared.plan.model
-        t, run, kind, key, features = source
-        if shared.sizes.batch > 0:
-            arguments = (
-                t, run, kind, *key, inverse_batch_size, shared.root_eigenvalues, self.projection, self.residual,
-                self.v1, features, self.sums, shared.stop,
-            )  # fmt: skip
-            if not self._share(pool, steps.second_pass, arguments):
-                return False
-        if self.projection.shape[0] == 0:
-            self.v2[:] = self.v1
-        else:
-            steps.gather_sums(1.0, self.sums, self.v2)
-        gain = model.learning_rate * model.gamma * shared.inverse_width
-        weights = (self.v2, self.w, model.learning_rate, gain, self.mixing, self.sums, shared.stop)
-        if not self._share(pool, steps.weights_pass, weights):
-            return False
-        steps.gather_sums(shared.inverse_width, self.sums, self.theta)
-        return True
-
-    def _share(self, pool: ThreadPoolExecutor, function: Any, arguments: tuple[Any, ...]) -> bool:
-        """Do all lanes of a pass, some by other threads; False if stopped."""
-        from scalefield._native.literal_steps import LANES
-
-        n_threads = self.shared.threads_per_run
-
-        def part(thread: int) -> None:
-            for lane in range(thread * LANES // n_threads, (thread + 1) * LANES // n_threads):
-                function(lane, *arguments)
-
-        others = [pool.submit(part, thread) for thread in range(1, n_threads)]
-        part(0)
-        for other in others:
-            other.result()
-        return not self.shared.stop[0]
 
     def observe(self) -> dict[str, Any]:
         """What the plan wants recorded of the state beside the loss."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -126,10 +125,8 @@ class LiteralOfflineWorker(LiteralWorker):
     def __init__(self, shared: LiteralOffline) -> None:
         super().__init__(shared)
         self.samples = np.empty(shared.sizes.samples, dtype=shared.plan.dtype)
-
-    @property
-    def _full_batch(self) -> bool:
-        return math.isinf(self.shared.plan.model.batch_size)
+        # theta at which the residuals of all samples were found last; nan for none.
+        self.observed = np.full(shared.sizes.n, np.nan, dtype=shared.plan.dtype)
 
     def start(self, run: int) -> bool:
         """Draw A(0) and the data set."""
@@ -138,62 +135,34 @@ class LiteralOfflineWorker(LiteralWorker):
         self.run, self.labels_noise = run, sample_noise(self.shared.plan, run).astype(self.shared.plan.dtype)
         if self.samples.size:
             fill_samples(self.shared.plan, run, 0, self.samples)
+        self.observed.fill(np.nan)
         return True
-
-    def _batch(self, run: int, t: int, t_end: int) -> Any:
-        return None if self._full_batch else batches_of(self.shared.plan, run, t, t_end)
 
     def advance(self, run: int, t_first: int, t_last: int, loss_out: Array) -> tuple[int, int]:
         """Record the loss and take steps."""
-        from scalefield._native import literal_steps as steps
+        # A step that was observed has its first half behind it.
+        known = np.array_equal(self.observed, self.theta)
+        self.observed.fill(np.nan)
+        source = self._source(t_first, t_last)
+        return self._advance(run, source, t_first, t_last, self.shared.plan.n_steps, loss_out, errors_known=known)
 
-        shared, plan = self.shared, self.shared.plan
-        batches = self._batch(run, t_first, t_last)
-        with ThreadPoolExecutor(max(1, shared.threads_per_run - 1), thread_name_prefix="scalefield") as pool:
-            for t in range(t_first, t_last):
-                training = t < plan.n_steps
-                chosen = None if batches is None else batches[t - t_first]
-                loss = self._errors(pool, chosen, training)
-                if loss is None:
-                    return steps.STOPPED, t
-                loss_out[t - t_first] = loss
-                if not loss <= shared.threshold:
-                    return steps.DIVERGED, t
-                if not training:
-                    break
-                if not self._move_weights(pool, self._source(chosen), 1.0 / shared.sizes.batch):
-                    return steps.STOPPED, t
-        return steps.OK, t_last
-
-    def _source(self, chosen: Any) -> Source:
+    def _source(self, t_first: int, t_last: int) -> Source:
         from scalefield._native import rng
 
         plan = self.shared.plan
-        key = rng.stream_key(plan.seed, rng.DATA)
-        if not self.samples.size:
-            assert isinstance(plan.features, str)
-            # The words of stream DATA are (k // 4, mu, run, 0).
-            return self.run, 0, KINDS[plan.features], key, self.features
-        return 0, 0, rng.GIVEN, key, self.samples if chosen is None else self.features
-
-    def _errors(self, pool: ThreadPoolExecutor, chosen: Any, training: bool) -> float | None:
-        """Test loss, and the residuals of the samples chosen (all if None); None if stopped."""
-        from scalefield._native.literal_steps import gather_first
-
-        if chosen is not None:
-            np.take(self.samples, chosen, axis=0, out=self.features)
-        if not self._find_errors(pool, self._source(chosen), training):
-            return None
-        zero = np.uint64(0)
-        loss = gather_first(0, 0, len(self.partial), zero, zero, 0.0, self.partial, self.residual, self.noise)
-        self.residual += self.labels_noise if chosen is None else self.labels_noise[chosen]
-        return float(loss)
+        # What a function makes is held.
+        kind = KINDS[plan.features] if isinstance(plan.features, str) else rng.PROBABILITY
+        return Source(rng.DATA, kind, self.samples, batches_of(plan, self.run, t_first, t_last), self.labels_noise)
 
     def observe(self) -> dict[str, Any]:
         """What the plan wants recorded of the state beside the loss; the train loss always."""
-        if self._full_batch:
-            with ThreadPoolExecutor(max(1, self.shared.threads_per_run - 1)) as pool:
-                self._errors(pool, None, True)
+        from scalefield._native.weight_steps import STOPPED
+
+        if math.isinf(self.shared.plan.model.batch_size):
+            # As if this step, whichever it is, were the last one: the residuals and no more.
+            status, _ = self._advance(self.run, self._source(0, 1), 0, 1, 0, np.empty(1))
+            if status != STOPPED:
+                self.observed[:] = self.theta
             residuals = self.residual.astype(np.float64)
         else:
             errors = np.sqrt(self.shared.eigenvalues) * (self.shared.target - self._learned())
