@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 import scalefield as sf
+from scalefield import _ensemble as ensemble
 from scalefield import _projection
-from scalefield.simulation import dispatch
 from scalefield.simulation.plan import Plan
 from scalefield.simulation.reduced import Reduced
 
@@ -110,7 +110,7 @@ def test_memory_taken_is_what_was_asked_for(monkeypatch, method, dtype, options)
     A(0) of 9,000 x 400 is 27 MiB in double precision: a copy of it, or a 400 x 400 matrix more (1.2 MiB), would show.
     """
     required: list[int] = []
-    monkeypatch.setattr(dispatch, "require_memory", lambda needed, what: required.append(needed))
+    monkeypatch.setattr(ensemble, "require_memory", lambda needed, what: required.append(needed))
     monkeypatch.setenv("SCALEFIELD_NUM_THREADS", "2")
     model = sf.Model(sf.PowerLawSpectrum(1.5, 0.5, 9000), width=400, gamma=1.0, batch_size=8)
     call = partial(sf.simulate, model, 3, seed=0, method=method, dtype=dtype, **options)
