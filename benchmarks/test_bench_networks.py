@@ -118,3 +118,22 @@ def test_flow(benchmark, engine):
     loss = benchmark.pedantic(by_scipy if engine == "scipy" else package, rounds=3, warmup_rounds=1)
     kept = package() > 1e-8
     np.testing.assert_allclose(loss[kept], package()[kept], rtol=1e-5)
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+@pytest.mark.parametrize("kind", ["cnn", "transformer"])
+def test_runs_at_once(benchmark, monkeypatch, kind, threads):
+    """Two runs with PyTorch, one after the other or at once."""
+    pytest.importorskip("torch")
+    monkeypatch.setenv("SCALEFIELD_NUM_THREADS", threads)
+    call = {"n_runs": 2, "seed": 0, "dtype": "float32", "n_test": 64, "record": [0]}
+
+    def train() -> float:
+        if kind == "cnn":
+            runs = sf.networks.train_vision_network(width=32, batch_size=64, n_steps=100, **call)
+        else:
+            runs = sf.networks.train_language_model(width=64, n_steps=40, **call)
+        return float(runs.loss[1, 0])
+
+    benchmark.group = f"two runs of a {kind}"
+    assert benchmark.pedantic(train, rounds=3, warmup_rounds=1) > 0.0

@@ -47,6 +47,7 @@ _NETWORK_SYMBOLS = {
 }
 # Half-width of the band in standard errors: about 95% of the means lie this close to their expectation.
 BAND = 2.0
+_TAU = r"$\tau$ = learning rate $\times$ step"
 
 
 def loss_curves(*solutions: DMFTSolution | FlowSolution | Simulation, ax: Axes | None = None) -> Axes:
@@ -93,10 +94,7 @@ def loss_curves(*solutions: DMFTSolution | FlowSolution | Simulation, ax: Axes |
                 "solutions must be DMFTSolution, FlowSolution or Simulation objects, "
                 f"got {solution!r} of type {type(solution).__name__}"
             )
-    if ax is None:
-        import matplotlib.pyplot as plt
-
-        ax = plt.subplots(figsize=(5.2, 3.9), layout="constrained")[1]
+    ax = _new_axes() if ax is None else ax
     models: list[Model] = []
     for solution in solutions:
         if solution.model not in models:
@@ -129,19 +127,12 @@ def loss_curves(*solutions: DMFTSolution | FlowSolution | Simulation, ax: Axes |
             kept = solution.loss.size - x.size
             ax.plot(x, train[kept:], "-.", color=colour, linewidth=1.0, label=f"_{label}" if label in drawn else label)
             drawn.add(label)
-    ax.set_xscale("log")
-    ax.set_yscale("log")
     ends = [_curve(solution, flow_alone)[0] for solution in solutions]
     # A single point spans no axis.
     left, right = min(x[0] for x in ends) if flow_alone else 1.0, max(x[-1] for x in ends)
-    if right > left:
-        ax.set_xlim(left, right)
-    _label_decades(ax)
-    ax.set_xlabel(r"$\tau$ = learning rate $\times$ step" if flow_alone else "step")
+    limits = (left, right) if right > left else None
     with_train = any(getattr(solution, "train_loss", None) is not None for solution in solutions)
-    ax.set_ylabel("loss" if with_train else "test loss")
-    ax.grid(True, which="major", linewidth=0.4, alpha=0.5)
-    ax.legend(frameon=False)
+    _finish(ax, _TAU if flow_alone else "step", "loss" if with_train else "test loss", limits)
     return ax
 
 
@@ -197,10 +188,7 @@ def training_curves(
                 "results must be LinearNetworkRuns, MultilayerTraining, DeepNetworkRuns, LinearNetworkFlow or "
                 f"FlowSolution objects, got {result!r} of type {type(result).__name__}"
             )
-    if ax is None:
-        import matplotlib.pyplot as plt
-
-        ax = plt.subplots(figsize=(5.2, 3.9), layout="constrained")[1]
+    ax = _new_axes() if ax is None else ax
     trainings = [result for result in results if isinstance(result, trained)]
     settings = [_network_parameters(training) for training in trainings]
     for index, (training, own) in enumerate(zip(trainings, settings, strict=True)):
@@ -230,13 +218,7 @@ def training_curves(
                 flow.times[kept], flow.loss[kept], "--", color=colour, linewidth=1.4, zorder=3,
                 label="gradient flow" + (f", {label}" if label else ""),
             )  # fmt: skip
-    ax.set_xscale("log")
-    ax.set_yscale("log")
-    _label_decades(ax)
-    ax.set_xlabel(r"$\tau$ = learning rate $\times$ step")
-    ax.set_ylabel("test loss")
-    ax.grid(True, which="major", linewidth=0.4, alpha=0.5)
-    ax.legend(frameon=False)
+    _finish(ax, _TAU, "test loss")
     return ax
 
 
@@ -318,6 +300,26 @@ def spectrum_fit(
         ax.legend(frameon=False, fontsize="small", loc="lower left")
         _label_decades(ax)
     return left, right
+
+
+def _new_axes() -> Axes:
+    import matplotlib.pyplot as plt
+
+    ax: Axes = plt.subplots(figsize=(5.2, 3.9), layout="constrained")[1]
+    return ax
+
+
+def _finish(ax: Axes, x_label: str, y_label: str, x_limits: tuple[float, float] | None = None) -> None:
+    """Logarithmic axes with labels, grid and legend."""
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    if x_limits is not None:
+        ax.set_xlim(*x_limits)
+    _label_decades(ax)
+    ax.set_xlabel(x_label)
+    ax.set_ylabel(y_label)
+    ax.grid(True, which="major", linewidth=0.4, alpha=0.5)
+    ax.legend(frameon=False)
 
 
 def _curve(solution: Any, flow_alone: bool) -> tuple[Any, Any]:

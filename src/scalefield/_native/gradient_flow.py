@@ -337,10 +337,10 @@ def march_flow(
             x[0, :n_learned], ray_real[0, :n_ray_learned] = 1.0, 1.0
         # All that can be learned is learned but for little: that, and g, end exponentially. Their digits are those of
         # differences of g, and the accuracy asked for is relative to what is left.
-        is_late, left = False, 1.0
+        is_late, is_driven, left = False, gamma > 0.0, 1.0
         if n_rays == 0 and gamma > 0.0 and u > 0.0:
             left = _what_is_left(n_learned, mass, atom, g[0], x[0])
-            is_late = left < LATE
+            is_late, is_driven = left < LATE, left > NEGLIGIBLE
         for k in range(n_rates):
             z[k] = s[k] * length
         for k in range(n_rays):
@@ -372,13 +372,14 @@ def march_flow(
                 ray_real, ray_imag,
             )  # fmt: skip
             change = 0.0
-            if is_late and left > NEGLIGIBLE:
+            if is_late and is_driven:
+                # At the panel's end, where it is least.
                 left = _what_is_left(n_learned, mass, atom, g[DEGREE], x[DEGREE])
                 for i in range(1, N_POINTS):
                     new = _gain(n_learned, power, gamma, g[i], x[i], g[0], x[0], n_start)
                     residual[i] = new - rise[i]
                     change = max(change, abs(residual[i]) / (g[0] * max(left, NEGLIGIBLE)))
-            elif gamma > 0.0 and not is_late:
+            elif is_driven:
                 for i in range(1, N_POINTS):
                     n_i = _readout(
                         n_learned, n_ray_learned, power, power_real, power_imag, g[i], x[i], ray_real[i], ray_imag[i]

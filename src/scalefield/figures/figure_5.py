@@ -331,10 +331,11 @@ def _draw_exponents(ax: Axes, curves: tuple[Curve, ...]) -> None:
             ax.plot(curve.x, curve.y, "s", color=colour, markersize=5.5, markerfacecolor="none", label=label)
             if curve.parameters["p"] > 1.0:
                 # Which of the points are not relu's; beside the lines.
-                hard = curve.x[0] < HARDEST
+                # Below the lazy network's point, which lies beside that of the hardest.
+                below = -22.0 if curve.x[0] < HARDEST else -3.0
                 ax.annotate(
-                    f"p = {curve.parameters['p']:g}", (curve.x[0], curve.y[0]), xytext=(-7.0 if hard else 7.0, -3.0),
-                    textcoords="offset points", fontsize="small", ha="right" if hard else "left",
+                    f"p = {curve.parameters['p']:g}", (curve.x[0], curve.y[0]), xytext=(7.0, below),
+                    textcoords="offset points", fontsize="small",
                 )  # fmt: skip
     ax.set_xlim(0.0, 1.5)
     ax.set_ylim(0.0, 1.6)

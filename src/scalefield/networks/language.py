@@ -140,13 +140,21 @@ def train_language_model(
     FileNotFoundError, DatasetError
         If there is no such text, or it is too short or not UTF-8.
     DivergenceError
-        If a loss is not finite or a thousand times the first.
+        If a loss is not finite or a thousand times the first; `partial` holds what all runs have recorded before it.
+    InsufficientMemoryError
+        If weights and gradients of a single run do not fit into the available memory.
     Interrupted
-        At Ctrl-C, with what is finished as `partial`.
+        On Ctrl-C; `partial` holds the runs finished by then, in order; or the one that came furthest, as far as it
+        came; or is None.
     ScalefieldError
-        If the checkpoint belongs to another call.
+        If the checkpoint is damaged or belongs to another call.
     TypeError, ValueError
         For arguments of the wrong type or range.
+
+    Warns
+    -----
+    CheckpointWarning
+        If a checkpoint could not be written; training goes on.
 
     Notes
     -----
