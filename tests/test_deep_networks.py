@@ -399,6 +399,12 @@ def test_batches_begin_anywhere(torch, kind, compressed, tmp_path):
     images = vision._images(torch, data, test, None, 0.1, 0, 15)
     whole = images.batches(7, Sources(torch, 3, 1), 0)
     batches = [next(whole) for _ in range(25)]
+    if data is not None:
+        # The same images without noise: every step has noise of its own.
+        plain = vision._images(torch, data, test, None, 0.0, 0, 15).batches(7, Sources(torch, 3, 1), 0)
+        noises = np.array([(pixels - next(plain)[0]).numpy() for pixels, _ in batches])
+        np.testing.assert_allclose(noises.std() * images.scale, 0.1, rtol=0.02)
+        assert np.unique(noises[:, 0, 0, 0, 0].round(9)).size == 25
     for first in (1, 6, 7, 19):
         later = images.batches(7, Sources(torch, 3, 1), first)
         for expected in batches[first:]:
